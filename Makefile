@@ -1,0 +1,33 @@
+# `make run` and `make test` are each enough on a machine with Python 3.11 (or newer) and make.
+
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: run test check lock
+
+run: .venv/run.done
+	$(BIN)/python -m service serve
+
+test: .venv/dev.done
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# After a change of the dependencies in pyproject.toml.
+lock: .venv/dev.done
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+		--output-file requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
+		--allow-unsafe --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+
+.venv/run.done: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	touch $@
+
+.venv/dev.done: .venv/run.done requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	touch $@

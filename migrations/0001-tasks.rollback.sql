@@ -1,0 +1,2 @@
+drop table task;
+drop table account;

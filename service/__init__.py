@@ -1,0 +1,1 @@
+"""A task-management REST service: hand-written SQL on PostgreSQL behind Starlette."""

@@ -1,0 +1,27 @@
+"""The one error that a handler's helpers raise: an HTTP status and what the answer's `detail` says."""
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+
+class Invalid(TypedDict):
+    """One entry of a 422: where (`body`, `query`, `path` or `header`, then the field), what, and a name for it."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Problem(Exception):
+    """An answer that is an error: `status`, the body's `detail`, and headers that go with it."""
+
+    def __init__(self, status: int, detail: str | list[Invalid], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+def invalid(loc: list[str | int], msg: str, type_: str) -> Problem:
+    """Returns the 422 with a single entry."""
+    return Problem(422, [Invalid(loc=loc, msg=msg, type=type_)])

@@ -1,0 +1,132 @@
+"""What every answer gets, the errors too: a request id, security and CORS headers, timings, and a line in the log.
+
+Starlette's CORSMiddleware is not used: it sends CORS headers to origins that are not listed, too, and plain text where
+this API promises JSON. Everything is done in one pass over the request's headers and one over the answer's.
+"""
+
+import logging
+import re
+import time
+from secrets import token_hex
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.database import waited
+from service.errors import Problem
+from service.log import log_request
+from service.web import error_response
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+HEADER_BYTES = 32 * 1024  # of all the request's headers; browsers and proxies stay below 16 KiB
+
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
+REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID, X-Request-Id"
+EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, X-Request-Id, X-Total-Count, Idempotent-Replayed, Server-Timing"
+PREFLIGHT_HEADERS = {
+    "Access-Control-Allow-Methods": METHODS,
+    "Access-Control-Allow-Headers": REQUEST_HEADERS,
+    "Access-Control-Max-Age": str(24 * 60 * 60),
+}
+
+Headers = list[tuple[bytes, bytes]]
+API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
+OTHER_HEADERS: Headers = [(b"vary", b"Origin")]
+
+
+class Edge:
+    """The outermost layer of the service."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self._app = app
+        self._cors: dict[bytes, Headers] = {
+            origin.encode(): [
+                (b"access-control-allow-origin", origin.encode()),
+                (b"access-control-allow-credentials", b"true"),
+                (b"access-control-expose-headers", EXPOSED_HEADERS.encode()),
+            ]
+            for origin in origins
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send, self._cors)
+        token = waited.set(exchange.waits)
+        try:
+            if exchange.header_bytes > HEADER_BYTES:
+                detail = f"Request headers too large: {exchange.header_bytes} bytes, at most {HEADER_BYTES}"
+                await error_response(Problem(431, detail))(scope, receive, exchange.send)
+            elif exchange.is_preflight and exchange.cors:
+                await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, exchange.send)
+            else:
+                await self._app(scope, receive, exchange.send)
+        except Exception:
+            log.exception("500 in request %s", exchange.request_id)
+            if exchange.status:
+                raise  # the answer had begun: the server closes the connection
+            await error_response(Problem(500, "Internal server error"))(scope, receive, exchange.send)
+        finally:
+            waited.reset(token)
+            exchange.write_log()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_scope", "_send", "_started", "cors", "header_bytes", "is_preflight", "request_id", "status", "waits")
+
+    def __init__(self, scope: Scope, send: Send, cors: dict[bytes, Headers]) -> None:
+        self._started = time.perf_counter()
+        self._scope = scope
+        self._send = send
+        self.waits: list[float] = []  # milliseconds, one for each wait for the database
+        self.status = 0
+        self.header_bytes = 0
+        self.is_preflight = False
+        self.cors: Headers = []
+        request_id = b""
+        for name, value in scope["headers"]:
+            self.header_bytes += len(name) + len(value)
+            if name == b"origin":
+                self.cors = cors.get(value, [])
+            elif name == b"x-request-id":
+                request_id = value
+            elif name == b"access-control-request-method":
+                self.is_preflight = scope["method"] == "OPTIONS"
+        self.request_id = request_id.decode() if REQUEST_ID.fullmatch(request_id) else token_hex(16)
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the answer, the first with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            timing = f"total;dur={self._milliseconds():.2f}, db;dur={sum(self.waits):.2f}"
+            headers: Headers = message.setdefault("headers", [])
+            headers += [
+                (b"x-request-id", self.request_id.encode()),
+                (b"x-content-type-options", b"nosniff"),
+                (b"server-timing", timing.encode()),
+            ]
+            headers += API_HEADERS if self._scope["path"].startswith("/api/") else OTHER_HEADERS
+            headers += self.cors
+        await self._send(message)
+
+    def write_log(self) -> None:
+        """Writes the request's line."""
+        route = self._scope.get("route")
+        log_request(
+            method=self._scope["method"],
+            route=route.path if route else "-",
+            status=self.status,
+            total_ms=self._milliseconds(),
+            database_ms=sum(self.waits),
+            user=self._scope.get("user_id"),
+            request_id=self.request_id,
+        )
+
+    def _milliseconds(self) -> float:
+        return (time.perf_counter() - self._started) * 1000

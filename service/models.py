@@ -1,0 +1,152 @@
+"""What comes in, and the task that goes out."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+from uuid import uuid4
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+# The one form that the API accepts and gives; Python's own parser also takes braces, underscores and the like.
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+NO_NUL = {"pattern": r"^[^\u0000]*$"}  # PostgreSQL's text has no NUL
+
+
+def canonical_uuid(value: str) -> str:
+    """Returns the UUID in lower case; raises PydanticCustomError, type `uuid`."""
+    if not UUID.fullmatch(value):
+        raise PydanticCustomError("uuid", "Input should be a UUID like 0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11")
+    return value.lower()
+
+
+def without_nul(value: str) -> str:
+    """Returns the text; raises PydanticCustomError, type `nul`."""
+    if "\0" in value:
+        raise PydanticCustomError("nul", "String should not contain the character NUL")
+    return value
+
+
+TaskId = Annotated[str, AfterValidator(canonical_uuid), WithJsonSchema({"type": "string", "format": "uuid"})]
+Title = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+    AfterValidator(without_nul),
+    Field(
+        description="1–100 characters; surrounding white space is trimmed before they are counted",
+        # one character at least that is not white space, and no NUL
+        json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"},
+        examples=["Buy milk"],
+    ),
+]
+Description = Annotated[
+    str,
+    StringConstraints(max_length=500),
+    AfterValidator(without_nul),
+    Field(json_schema_extra=NO_NUL, examples=["Two litres"]),
+]
+Status = Literal["pending", "in_progress", "completed"]
+Priority = Literal["low", "medium", "high"]
+IsCompleted = Annotated[
+    bool, Field(description="true sets `status` to completed; false sets a completed task to pending")
+]
+
+
+NOT_SENT: Any = None  # the default of a field that may be absent and is never null
+
+
+def _without_null_defaults(schema: dict[str, Any]) -> None:
+    for field in schema["properties"].values():
+        if field.get("default", ...) is None:
+            del field["default"]
+
+
+class Body(BaseModel):
+    """A request body: nothing is coerced, and a field that no task has is an error."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_without_null_defaults)
+
+
+# A field that only the server writes: a client may send a whole task back, and it is ignored.
+Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True}, description="ignored: the server writes it")]
+
+
+class TaskBody(Body):
+    """What the bodies that write a whole task share."""
+
+    user_id: Ignored = None
+    completed_at: Ignored = None
+    created_at: Ignored = None
+    updated_at: Ignored = None
+    deleted_at: Ignored = None
+    version: Ignored = None
+
+    status: Status = NOT_SENT
+    is_completed: IsCompleted = NOT_SENT
+
+    @model_validator(mode="after")
+    def status_and_is_completed_agree(self) -> Self:
+        """Refuses a body whose two words for the same thing contradict each other."""
+        if {"status", "is_completed"} <= self.model_fields_set and self.is_completed != (self.status == "completed"):
+            raise PydanticCustomError(
+                "contradiction",
+                "status '{status}' and is_completed {is_completed} contradict each other",
+                {"status": self.status, "is_completed": str(self.is_completed).lower()},
+            )
+        return self
+
+
+class TaskCreate(TaskBody):
+    """A new task. Its `id` may be chosen by the client, so that a create can be repeated safely."""
+
+    id: TaskId = Field(default_factory=lambda: str(uuid4()), description="made by the server when it is not sent")
+    title: Title
+    description: Description | None = None
+    priority: Priority = "medium"
+
+    @property
+    def initial_status(self) -> Status:
+        """The status, whichever of `status` and `is_completed` was sent."""
+        return self.status or ("completed" if self.is_completed else "pending")
+
+
+class TaskUpdate(TaskBody):
+    """The fields to change; what is not sent stays. Only `description` can be null, which clears it."""
+
+    id: Ignored = None
+    title: Title = NOT_SENT
+    description: Description | None = None
+    priority: Priority = NOT_SENT
+
+
+class TaskComplete(Body):
+    """Whether the task is completed."""
+
+    is_completed: IsCompleted
+
+
+class Task(BaseModel):
+    """A task, as every answer gives it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: TaskId = Field(description="unique within its user")
+    user_id: str = Field(min_length=1, max_length=255, description="the token's `sub`")
+    title: Title
+    description: Description | None
+    status: Status
+    priority: Priority
+    is_completed: bool = Field(description='always equal to `status == "completed"`')
+    completed_at: AwareDatetime | None = Field(description="when it became completed; null while it is not")
+    created_at: AwareDatetime
+    updated_at: AwareDatetime = Field(description="moves on every change")
+    deleted_at: AwareDatetime | None = Field(description="null for every live task")
+    version: int = Field(ge=1, description="the number of the user's change that last touched this task")

@@ -1,0 +1,265 @@
+"""The OpenAPI 3.1 document, made from the routes, what they say of themselves, and the models."""
+
+import json
+import tomllib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from inspect import getdoc
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from service.auth import USER_ID_LENGTH
+from service.models import Task, TaskComplete, TaskCreate, TaskUpdate
+
+Endpoint = TypeVar("Endpoint", bound=Callable[[Request], Awaitable[Response]])
+Json = dict[str, Any]
+
+MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete)
+REF = "#/components/schemas/"
+
+# What every operation below /api/ can answer, and what those with a body can.
+API_ERRORS = (401, 422, 431, 500, 503)
+BODY_ERRORS = (408, 413, 415)
+HEALTH_ERRORS = (422, 431, 500)
+
+ERRORS: dict[int, tuple[str, Any]] = {
+    401: ("The token is missing, wrong, expired, or another user's", "Token has expired"),
+    404: ("The user has no such task", "Task not found"),
+    408: ("The body did not arrive within 5 seconds", "Request body incomplete"),
+    409: ("The user already has a task with this id", "Task already exists"),
+    413: ("The body is over 64 KiB", "Request body too large"),
+    415: ("The body's content type is not JSON", "Unsupported media type"),
+    422: (
+        "A parameter, the path's id or the body is not what it should be; one entry for each thing that is wrong",
+        [
+            {
+                "loc": ["body", "title"],
+                "msg": "String should have at most 100 characters, not 101",
+                "type": "string_too_long",
+            }
+        ],
+    ),
+    431: ("The request's headers are over 32 KiB", "Request headers too large: 40000 bytes, at most 32768"),
+    500: ("A bug; the log has what the answer has not", "Internal server error"),
+    503: ("The database does not answer; ask again after Retry-After", "Service unavailable"),
+}
+
+HEADERS: dict[str, tuple[str, Json]] = {
+    "X-Request-Id": (
+        "The request's X-Request-Id when that is 1–128 characters of [A-Za-z0-9._-], else a new one; the log has it",
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    ),
+    "X-Content-Type-Options": ("", {"const": "nosniff"}),
+    "Server-Timing": ("Milliseconds in total and in the database", {"type": "string"}),
+    "Cache-Control": ("", {"const": "private, no-cache"}),
+    "Vary": ("", {"type": "string"}),
+    "Location": ("The new task's path", {"type": "string", "format": "uri-reference"}),
+    "WWW-Authenticate": ("", {"const": "Bearer"}),
+    "Retry-After": ("Seconds to wait", {"type": "string", "pattern": "^[0-9]+$"}),
+}
+ALWAYS = ("X-Request-Id", "X-Content-Type-Options", "Server-Timing", "Vary")
+
+EXAMPLES: dict[type[BaseModel], Json] = {
+    TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
+    TaskUpdate: {"status": "in_progress"},
+    TaskComplete: {"is_completed": True},
+}
+TASK_EXAMPLE: Json = {
+    "id": "0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11",
+    "user_id": "demo",
+    "title": "Buy milk",
+    "description": "Two litres",
+    "status": "pending",
+    "priority": "high",
+    "is_completed": False,
+    "completed_at": None,
+    "created_at": "2026-11-23T08:30:00.123456+00:00",
+    "updated_at": "2026-11-23T08:30:00.123456+00:00",
+    "deleted_at": None,
+    "version": 1,
+}
+
+PATH_PARAMETERS: dict[str, Json] = {
+    "user_id": {
+        "description": "the token's `sub`",
+        "schema": {"type": "string", "minLength": 1, "maxLength": USER_ID_LENGTH},
+        "example": "demo",
+    },
+    "task_id": {"schema": {"type": "string", "format": "uuid"}, "example": TASK_EXAMPLE["id"]},
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an endpoint says of itself, beside its name and its docstring."""
+
+    status: int
+    result: str
+    body: type[BaseModel] | None
+    body_required: bool
+    many: bool
+    errors: tuple[int, ...]
+    headers: tuple[str, ...]
+    health: bool
+
+
+_described: dict[Any, Description] = {}
+
+
+def describe(
+    status: int,
+    result: str,
+    *,
+    body: type[BaseModel] | None = None,
+    body_required: bool = True,
+    many: bool = False,
+    errors: tuple[int, ...] = (),
+    headers: tuple[str, ...] = (),
+    health: bool = False,
+) -> Callable[[Endpoint], Endpoint]:
+    """Returns a decorator that notes what the endpoint takes and answers."""
+
+    def note(endpoint: Endpoint) -> Endpoint:
+        _described[endpoint] = Description(status, result, body, body_required, many, errors, headers, health)
+        return endpoint
+
+    return note
+
+
+def document(routes: Sequence[BaseRoute]) -> bytes:
+    """Returns the document, as JSON, for those of the routes that describe themselves."""
+    paths: dict[str, Json] = {}
+    for route in routes:
+        if isinstance(route, Route) and (described := _described.get(route.endpoint)):
+            for method in (route.methods or set()) - {"HEAD"}:
+                paths.setdefault(route.path, {})[method.lower()] = _operation(route, described)
+    _, schemas = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF + "{model}")
+    return json.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Task service",
+                "version": service_version(),
+                "description": (
+                    "The tasks of each user. Every path below `/api/` needs a JWT whose `sub` is the `user_id` of the "
+                    "path. Characters are Unicode code points; timestamps are RFC 3339 in UTC."
+                ),
+            },
+            "tags": [{"name": "tasks"}, {"name": "health"}],
+            "paths": paths,
+            "components": {
+                "schemas": schemas["$defs"] | {"Error": _error_schema({"type": "string"}), "Invalid": _INVALID},
+                "headers": {
+                    name: {"schema": schema} | ({"description": text} if text else {})
+                    for name, (text, schema) in HEADERS.items()
+                },
+                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            },
+        },
+        ensure_ascii=False,
+    ).encode()
+
+
+@cache
+def service_version() -> str:
+    """Returns the version in pyproject.toml."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    return str(project["version"])
+
+
+def _operation(route: Route, described: Description) -> Json:
+    summary, _, details = (getdoc(route.endpoint) or "").partition("\n\n")
+    operation: Json = {
+        "operationId": route.name,
+        "summary": summary.rstrip("."),
+        "tags": ["health" if described.health else "tasks"],
+    }
+    if details:
+        operation["description"] = details.replace("\n", " ")
+    if not described.health:
+        operation["security"] = [{"bearer": []}]
+    parameters = [
+        {"name": name, "in": "path", "required": True} | PATH_PARAMETERS[name] for name in route.param_convertors
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    errors = set(described.errors) | set(HEALTH_ERRORS if described.health else API_ERRORS)
+    if described.body is not None:
+        errors |= set(BODY_ERRORS)
+        operation["requestBody"] = {
+            "required": described.body_required,
+            "content": _json({"$ref": REF + described.body.__name__}, EXAMPLES[described.body]),
+        }
+    operation["responses"] = {str(described.status): _success(described)} | {
+        str(status): _failure(status, described) for status in sorted(errors)
+    }
+    return operation
+
+
+def _success(described: Description) -> Json:
+    response: Json = {"description": described.result, "headers": _headers(described, described.headers)}
+    if described.health:
+        response["content"] = _json({"const": {"status": "ok"}}, {"status": "ok"})
+    elif described.many:
+        response["content"] = _json({"type": "array", "items": {"$ref": REF + "Task"}}, [TASK_EXAMPLE])
+    elif described.status != 204:
+        response["content"] = _json({"$ref": REF + "Task"}, TASK_EXAMPLE)
+    return response
+
+
+def _failure(status: int, described: Description) -> Json:
+    text, detail = ERRORS[status]
+    extra = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}.get(status, ())
+    return {
+        "description": text,
+        "headers": _headers(described, extra),
+        "content": _json({"$ref": REF + ("Invalid" if status == 422 else "Error")}, {"detail": detail}),
+    }
+
+
+def _headers(described: Description, extra: tuple[str, ...]) -> Json:
+    names = ALWAYS + (() if described.health else ("Cache-Control",)) + extra
+    return {name: {"$ref": "#/components/headers/" + name} for name in names}
+
+
+def _json(schema: Json, example: Any) -> Json:
+    return {"application/json": {"schema": schema, "example": example}}
+
+
+def _error_schema(detail: Json) -> Json:
+    return {
+        "type": "object",
+        "properties": {"detail": detail},
+        "required": ["detail"],
+        "additionalProperties": False,
+    }
+
+
+_INVALID = _error_schema(
+    {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "loc": {
+                    "type": "array",
+                    "minItems": 1,
+                    "prefixItems": [{"enum": ["body", "query", "path", "header"]}],
+                    "items": {"type": ["string", "integer"]},
+                },
+                "msg": {"type": "string"},
+                "type": {"type": "string"},
+            },
+            "required": ["loc", "msg", "type"],
+            "additionalProperties": False,
+        },
+    }
+)

@@ -1,0 +1,42 @@
+"""The interactive documentation: Swagger UI, served with its assets from here, so that it works behind a firewall."""
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from service.openapi import document
+from service.web import json_response
+
+STATIC = Path(__file__).parent.parent / "static"
+
+# Scripts come from here only, and talk to here only; Swagger UI itself writes styles and images into its page.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+async def openapi(request: Request) -> Response:
+    """The OpenAPI document."""
+    return json_response(document(request.app.routes))
+
+
+async def docs(request: Request) -> Response:
+    """The page of Swagger UI."""
+    return FileResponse(STATIC / "docs.html", headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+
+
+async def root(request: Request) -> Response:
+    """The way to the documentation, for whoever opens the service's address in a browser."""
+    return RedirectResponse("/docs")
+
+
+routes = [
+    Route("/", root, methods=["GET"]),
+    Route("/openapi.json", openapi, methods=["GET"]),
+    Route("/docs", docs, methods=["GET"]),
+    Mount("/docs/assets", StaticFiles(directory=STATIC)),
+]

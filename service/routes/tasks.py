@@ -1,0 +1,102 @@
+"""The tasks of a user."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service import queries
+from service.auth import authenticate
+from service.models import TaskComplete, TaskCreate, TaskUpdate
+from service.openapi import describe
+from service.web import (
+    json_response,
+    path_uuid,
+    read_body,
+    read_optional_body,
+    refuse_query,
+    task_path,
+    task_response,
+)
+
+
+@describe(200, "The tasks, newest first", many=True)
+async def list_tasks(request: Request) -> Response:
+    """List the user's live tasks, newest first."""
+    user_id = authenticate(request)
+    refuse_query(request)
+    return json_response(await queries.list_tasks(request.app.state.db, user_id))
+
+
+@describe(201, "The new task", body=TaskCreate, errors=(409,), headers=("Location",))
+async def create_task(request: Request) -> Response:
+    """Create a task.
+
+    An `id` that the client chooses makes it safe to repeat the request: the second time it is a 409.
+    """
+    user_id = authenticate(request)
+    refuse_query(request)
+    task = await read_body(request, TaskCreate)
+    created = await queries.insert_task(request.app.state.db, user_id, task)
+    return json_response(created, 201, {"Location": task_path(user_id, task.id)})
+
+
+@describe(200, "The task", errors=(404,))
+async def find_task(request: Request) -> Response:
+    """Read one task."""
+    user_id = authenticate(request)
+    task_id = path_uuid(request, "task_id")
+    refuse_query(request)
+    return task_response(await queries.find_task(request.app.state.db, user_id, task_id))
+
+
+@describe(200, "The task after the change", body=TaskUpdate, errors=(404,))
+async def update_task(request: Request) -> Response:
+    """Change exactly the fields that are sent.
+
+    PUT and PATCH do the same. `{}`, or values equal to the stored ones, change nothing, `version` included.
+    """
+    user_id = authenticate(request)
+    task_id = path_uuid(request, "task_id")
+    refuse_query(request)
+    change = await read_body(request, TaskUpdate)
+    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change))
+
+
+@describe(204, "The task is in the trash", errors=(404,))
+async def delete_task(request: Request) -> Response:
+    """Delete a task."""
+    user_id = authenticate(request)
+    task_id = path_uuid(request, "task_id")
+    refuse_query(request)
+    deleted = await queries.delete_task(request.app.state.db, user_id, task_id)
+    return Response(status_code=204) if deleted else task_response(None)
+
+
+@describe(200, "The task after the change", body=TaskComplete, body_required=False, errors=(404,))
+async def complete_task(request: Request) -> Response:
+    """Complete or reopen a task.
+
+    Without a body it toggles; with one it sets, so that a repeated request is safe.
+    """
+    user_id = authenticate(request)
+    task_id = path_uuid(request, "task_id")
+    refuse_query(request)
+    wanted = await read_optional_body(request, TaskComplete)
+    if wanted is None:
+        return task_response(await queries.toggle_task(request.app.state.db, user_id, task_id))
+    change = TaskUpdate(is_completed=wanted.is_completed)
+    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change))
+
+
+TASKS = "/api/{user_id}/tasks"
+TASK = TASKS + "/{task_id}"
+
+routes = [
+    Route(TASKS, list_tasks, methods=["GET"]),
+    Route(TASKS, create_task, methods=["POST"]),
+    Route(TASK, find_task, methods=["GET"]),
+    Route(TASK, update_task, methods=["PATCH"]),
+    Route(TASK, update_task, methods=["PUT"], name="put_task"),
+    Route(TASK, delete_task, methods=["DELETE"]),
+    Route(TASK + "/complete", complete_task, methods=["PATCH"]),
+]

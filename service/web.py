@@ -1,0 +1,163 @@
+"""What the routes share: the path and the body in, JSON out, and an answer for every error."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.auth import authenticate
+from service.database import Unavailable
+from service.errors import Invalid, Problem, invalid
+from service.models import canonical_uuid
+from service.queries import TaskExists
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES = 64 * 1024
+BODY_SECONDS = 5  # for the whole body to arrive
+RETRY_SECONDS = 1
+
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
+
+
+def path_uuid(request: Request, name: str) -> str:
+    """Returns the path's UUID in lower case; raises Problem, a 422."""
+    try:
+        return canonical_uuid(request.path_params[name])
+    except ValueError as error:
+        raise invalid(["path", name], f"{error}, not {_shown(request.path_params[name])}", "uuid") from None
+
+
+def refuse_query(request: Request) -> None:
+    """Raises Problem, a 422 that names them, when the query string has parameters: this route knows none."""
+    names = [name for name, _ in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)]
+    if names:
+        raise Problem(422, [Invalid(loc=["query", name], msg="Unknown parameter", type="extra") for name in names])
+
+
+async def read_body(request: Request, model: type[BodyModel]) -> BodyModel:
+    """Returns the validated body; raises Problem: 408, 413, 415 or 422."""
+    return _validated(await _json_bytes(request), model)
+
+
+async def read_optional_body(request: Request, model: type[BodyModel]) -> BodyModel | None:
+    """Returns the validated body, or None when there is none; raises Problem: 408, 413, 415 or 422."""
+    body = await _json_bytes(request)
+    return _validated(body, model) if body else None
+
+
+async def _json_bytes(request: Request) -> bytes:
+    # Starlette's max_body_size does the same, and answers in plain text what the contract wants as JSON.
+    if int(request.headers.get("content-length", 0)) > BODY_BYTES:
+        raise Problem(413, "Request body too large")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES:
+                    raise Problem(413, "Request body too large")
+    except TimeoutError:
+        raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Problem(400, "Request body incomplete") from None  # nobody is there to read it; the log is
+    if body:
+        media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not (
+            media_type.startswith("application/") and media_type.endswith("+json")
+        ):
+            raise Problem(415, "Unsupported media type")
+    return bytes(body)
+
+
+def _validated(body: bytes, model: type[BodyModel]) -> BodyModel:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise Problem(422, [_entry(problem) for problem in error.errors(include_url=False)]) from None
+
+
+def _entry(problem: ErrorDetails) -> Invalid:
+    message, value = problem["msg"], problem["input"]
+    if problem["type"] in ("string_too_long", "string_too_short"):
+        message += f", not {len(value)}"
+    elif problem["type"] not in ("json_invalid", "missing", "extra_forbidden", "contradiction", "nul"):
+        message += f", not {_shown(value)}"
+    return Invalid(loc=["body", *problem["loc"]], msg=message, type=problem["type"])
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Returns the answer with this JSON."""
+    return Response(body, status, headers, media_type="application/json")
+
+
+def task_response(task: bytes | None) -> Response:
+    """Returns the answer with this task; raises Problem, a 404, when there is none."""
+    if task is None:
+        raise Problem(404, "Task not found")
+    return json_response(task)
+
+
+def task_path(user_id: str, task_id: str) -> str:
+    """Returns the task's path, as it goes into `Location`."""
+    return f"/api/{quote(user_id, safe='')}/tasks/{task_id}"
+
+
+def error_response(problem: Problem) -> Response:
+    """Returns the answer that the problem stands for."""
+    body = json.dumps({"detail": problem.detail}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Response(body, problem.status, problem.headers, media_type="application/json")
+
+
+async def _on_problem(request: Request, error: Problem) -> Response:
+    return error_response(error)
+
+
+async def _on_unavailable(request: Request, error: Unavailable) -> Response:
+    log.warning("503: %s", error)
+    return error_response(Problem(503, "Service unavailable", {"Retry-After": str(RETRY_SECONDS)}))
+
+
+async def _on_task_exists(request: Request, error: TaskExists) -> Response:
+    return error_response(Problem(409, "Task already exists"))
+
+
+async def _on_no_route(request: Request, error: HTTPException) -> Response:
+    """The router's own 404 and 405; below /api/ it is told only to those who may ask there."""
+    if request.scope["path"].startswith("/api/"):
+        request.scope.setdefault("path_params", {"user_id": request.scope["path"].split("/")[2]})
+        try:
+            authenticate(request)
+        except Problem as refusal:
+            return error_response(refusal)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        matching = [route for route in request.app.routes if isinstance(route, Route) and _matches(route, request)]
+        headers["Allow"] = ", ".join(sorted({method for route in matching for method in route.methods or ()}))
+    return error_response(Problem(error.status_code, error.detail, headers))
+
+
+def _matches(route: Route, request: Request) -> bool:
+    return route.path_regex.match(request.scope["path"]) is not None
+
+
+exception_handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+    Problem: _on_problem,
+    Unavailable: _on_unavailable,
+    TaskExists: _on_task_exists,
+    HTTPException: _on_no_route,
+}

@@ -1,0 +1,34 @@
+-- task_toggle.sql: the live task as JSON, completed if it was not, else pending; null when the user has no such task.
+-- $1 text: the user
+-- $2 uuid: the task
+with turn as materialized (
+    -- wait for the user's other writers: no deadlock, and numbers become visible in their order
+    select user_id from account where user_id = $1 for no key update
+), before as materialized (
+    -- locking reads the newest version of the row, which may be newer than the statement's snapshot
+    select task.*
+    from task, turn
+    where task.user_id = $1 and task.id = $2 and task.deleted_at is null
+    for no key update of task
+), change as materialized (
+    select
+        case when status = 'completed' then 'pending' else 'completed' end as status,
+        greatest(clock_timestamp(), updated_at + interval '1 microsecond') as now
+    from before
+), number as (
+    update account
+    set version = account.version + 1
+    from change
+    where account.user_id = $1
+    returning account.version
+), updated as (
+    update task
+    set status = change.status,
+        completed_at = case when change.status = 'completed' then change.now end,
+        updated_at = change.now,
+        version = number.version
+    from change, number
+    where task.user_id = $1 and task.id = $2
+    returning task.*
+)
+select (select row_to_json(updated) from updated) as task

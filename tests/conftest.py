@@ -1,0 +1,186 @@
+"""A real PostgreSQL for all tests, the application on it, and a user of its own for each test.
+
+Isolation between users is what the service promises, so it is also what isolates the tests from each other.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import jwt
+import pytest
+from starlette.applications import Starlette
+
+from service import embedded
+from service.app import create_app
+from service.schema import migrate
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SECRET = "a secret for the tests, longer than 32 characters"  # noqa: S105
+ORIGIN = "http://frontend.test:3000"
+ADDRESS = "http://service.test"
+
+
+def make_token(sub: Any, *, key: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    """Returns a token that is good for an hour, but for what the arguments say; a claim that is None is left out."""
+    payload = {"sub": sub, "exp": int(time.time()) + 3600} | claims
+    return jwt.encode({name: value for name, value in payload.items() if value is not None}, key, algorithm=algorithm)
+
+
+@dataclass
+class User:
+    """A user, and the client that calls the API with the user's token."""
+
+    id: str
+    client: httpx.AsyncClient
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {make_token(self.id)}"}
+
+    @property
+    def tasks(self) -> str:
+        return f"/api/{self.id}/tasks"
+
+    async def call(self, method: str, path: str = "", **options: Any) -> httpx.Response:
+        """Calls the API below the user's tasks."""
+        headers = self.headers | options.pop("headers", {})
+        return await self.client.request(method, self.tasks + path, headers=headers, **options)
+
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        """Creates a task, with a title when none is given; returns it."""
+        response = await self.call("POST", json={"title": "Buy milk"} | fields)
+        assert response.status_code == 201, response.text
+        created: dict[str, Any] = response.json()
+        return created
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an embedded PostgreSQL that holds the current schema."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "DATA", tmp_path_factory.mktemp("session") / ".data")
+        with embedded.running() as url:
+            migrate(url)
+            yield url
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: str) -> Settings:
+    return make_settings(database_url)
+
+
+def make_settings(url: str, **others: Any) -> Settings:
+    """Returns settings that nothing in the environment has a say in."""
+    values = {"database_url": url, "better_auth_secret": SECRET, "frontend_url": ORIGIN} | others
+    return Settings(_env_file=None, **values)  # type: ignore[arg-type]  # the validators make of the texts what it needs
+
+
+@pytest.fixture(scope="session")
+async def app(settings: Settings) -> AsyncIterator[Starlette]:
+    """The application, with its pool open."""
+    application = create_app(settings)
+    async with application.router.lifespan_context(application):
+        yield application
+
+
+@pytest.fixture(scope="session")
+async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, without a token."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ADDRESS) as http:
+        yield http
+
+
+@pytest.fixture
+def user(client: httpx.AsyncClient) -> User:
+    return User(f"user-{uuid4()}", client)
+
+
+@pytest.fixture
+def other(client: httpx.AsyncClient) -> User:
+    """A second user, whose tasks must never meet the first one's."""
+    return User(f"other-{uuid4()}", client)
+
+
+def service_environment(**settings: str) -> dict[str, str]:
+    """Returns the environment for a `python -m service` that is configured by these settings alone."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | settings
+
+
+@dataclass
+class Served:
+    """A service that runs as a process of its own."""
+
+    process: subprocess.Popen[str]
+    address: str  # http://127.0.0.1:port
+    log: Path  # its standard error
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rsplit(":", 1)[1])
+
+
+@contextmanager
+def serving(folder: Path, **settings: str) -> Iterator[Served]:
+    """Runs `python -m service serve` in the folder, on a free port unless PORT is set; kills it in the end.
+
+    Waits until it answers /healthz.
+    """
+    log = folder / f"service-{uuid4()}.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=folder,
+            env=service_environment(**({"PORT": "0"} | settings)),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first.startswith("Serving on "), first + log.read_text()
+        served = Served(process, first.split()[-1], log)
+        wait_until(lambda: httpx.get(served.address + "/healthz").status_code == 200)
+        yield served
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def wait_until(condition: Any, seconds: float = 20) -> None:
+    """Returns once the condition holds; an httpx error counts as "not yet". Fails after some seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[Served]:
+    """The service behind a real uvicorn, on the tests' database."""
+    folder = tmp_path_factory.mktemp("served")
+    with serving(folder, DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET, FRONTEND_URL=ORIGIN) as service:
+        yield service
