@@ -7,7 +7,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from service.auth import Tokens
-from service.database import Database
+from service.batches import Batches
+from service.database import Pool
 from service.middleware import Edge
 from service.routes import docs, health, tasks
 from service.settings import Settings
@@ -31,5 +32,7 @@ def create_app(settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False  # a path with a trailing slash is another path
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience)
-    app.state.db = Database(settings.url(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+    app.state.db = Batches(
+        Pool(settings.url(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+    )
     return app

@@ -12,7 +12,7 @@ from secrets import token_hex
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.database import waited
+from service.batches import waited
 from service.errors import Problem
 from service.log import log_request
 from service.web import error_response

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncpg
 
-from service.database import Database, Statement
+from service.batches import Batches, Statement
 from service.models import TaskCreate, TaskUpdate
 
 FOLDER = Path(__file__).parent.parent / "sql"
@@ -31,19 +31,19 @@ TASK_TOGGLE = _load("task_toggle", writes=True)
 TASK_UPDATE = _load("task_update", writes=True)
 
 
-async def list_tasks(db: Database, user_id: str) -> bytes:
+async def list_tasks(db: Batches, user_id: str) -> bytes:
     """Returns the user's live tasks, newest first, as a JSON array."""
     tasks: bytes = await db.fetch(TASK_LIST, user_id)
     return tasks
 
 
-async def find_task(db: Database, user_id: str, task_id: str) -> bytes | None:
+async def find_task(db: Batches, user_id: str, task_id: str) -> bytes | None:
     """Returns the live task, or None when the user has no such task."""
     task: bytes | None = await db.fetch(TASK_FIND, user_id, task_id)
     return task
 
 
-async def insert_task(db: Database, user_id: str, task: TaskCreate) -> bytes:
+async def insert_task(db: Batches, user_id: str, task: TaskCreate) -> bytes:
     """Returns the new task. Raises TaskExists."""
     try:
         created: bytes = await db.fetch(
@@ -56,7 +56,7 @@ async def insert_task(db: Database, user_id: str, task: TaskCreate) -> bytes:
     return created
 
 
-async def update_task(db: Database, user_id: str, task_id: str, change: TaskUpdate) -> bytes | None:
+async def update_task(db: Batches, user_id: str, task_id: str, change: TaskUpdate) -> bytes | None:
     """Returns the live task after the change of the fields that were sent, or None when the user has no such task."""
     task: bytes | None = await db.fetch(
         TASK_UPDATE,
@@ -72,18 +72,18 @@ async def update_task(db: Database, user_id: str, task_id: str, change: TaskUpda
     return task
 
 
-async def toggle_task(db: Database, user_id: str, task_id: str) -> bytes | None:
+async def toggle_task(db: Batches, user_id: str, task_id: str) -> bytes | None:
     """Returns the live task, completed if it was not, else pending; None when the user has no such task."""
     task: bytes | None = await db.fetch(TASK_TOGGLE, user_id, task_id)
     return task
 
 
-async def delete_task(db: Database, user_id: str, task_id: str) -> bool:
+async def delete_task(db: Batches, user_id: str, task_id: str) -> bool:
     """Moves the live task to the trash; returns False when the user has no such task."""
     deleted: bool = await db.fetch(TASK_DELETE, user_id, task_id)
     return deleted
 
 
-async def applied_migrations(db: Database) -> set[str]:
+async def applied_migrations(db: Batches) -> set[str]:
     """Returns the names of the migrations that the database has. Raises database.SchemaBehind when it never had one."""
     return set(await db.fetch(SCHEMA_APPLIED))

@@ -3,11 +3,12 @@
 Isolation between users is what the service promises, so it is also what isolates the tests from each other.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from uuid import uuid4
 
 import httpx
 import jwt
+import psycopg
 import pytest
 from starlette.applications import Starlette
 
@@ -25,12 +27,12 @@ from service.schema import migrate
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-SECRET = "a secret for the tests, longer than 32 characters"  # noqa: S105
+SECRET = "a secret for the tests, as long as the longest HMAC in them wants it: 64 characters and more"  # noqa: S105
 ORIGIN = "http://frontend.test:3000"
 ADDRESS = "http://service.test"
 
 
-def make_token(sub: Any, *, key: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+def make_token(sub: Any, *, key: Any = SECRET, algorithm: Any = "HS256", **claims: Any) -> str:
     """Returns a token that is good for an hour, but for what the arguments say; a claim that is None is left out."""
     payload = {"sub": sub, "exp": int(time.time()) + 3600} | claims
     return jwt.encode({name: value for name, value in payload.items() if value is not None}, key, algorithm=algorithm)
@@ -79,6 +81,16 @@ def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield url
 
 
+@contextmanager
+def empty_database(url: str) -> Iterator[str]:
+    """Yields the URL of an empty database of its own on the tests' server."""
+    name = f"empty_{uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute(f"create database {name}")
+        yield url.replace("/postgres?", f"/{name}?")
+        server.execute(f"drop database {name} with (force)")
+
+
 @pytest.fixture(scope="session")
 def settings(database_url: str) -> Settings:
     return make_settings(database_url)
@@ -87,7 +99,7 @@ def settings(database_url: str) -> Settings:
 def make_settings(url: str, **others: Any) -> Settings:
     """Returns settings that nothing in the environment has a say in."""
     values = {"database_url": url, "better_auth_secret": SECRET, "frontend_url": ORIGIN} | others
-    return Settings(_env_file=None, **values)  # type: ignore[arg-type]  # the validators make of the texts what it needs
+    return Settings(_env_file=None, **values)
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +177,7 @@ def serving(folder: Path, **settings: str) -> Iterator[Served]:
             process.stdout.close()
 
 
-def wait_until(condition: Any, seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
     """Returns once the condition holds; an httpx error counts as "not yet". Fails after some seconds."""
     deadline = time.monotonic() + seconds
     while True:
@@ -176,6 +188,14 @@ def wait_until(condition: Any, seconds: float = 20) -> None:
             pass
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 20) -> None:
+    """Returns once the condition holds; fails after some seconds. The event loop goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ async def test_a_task_lives_from_its_creation_to_its_deletion(user: User) -> Non
     assert (response.status_code, response.content) == (204, b"")
     assert (await user.call("GET")).json() == []
     for method, rest in (("GET", ""), ("PUT", ""), ("PATCH", ""), ("DELETE", ""), ("PATCH", "/complete")):
-        body = {"json": {}} if method in ("PUT", "PATCH") and not rest else {}
+        body: dict[str, Any] = {"json": {}} if method in ("PUT", "PATCH") and not rest else {}
         response = await user.call(method, path + rest, **body)
         assert (response.status_code, response.json()) == (404, {"detail": "Task not found"})
 
@@ -268,7 +268,7 @@ async def test_a_whole_task_sent_back_is_no_error_and_changes_nothing(user: User
 
 
 async def test_what_only_the_server_writes_is_ignored(user: User, other: User) -> None:
-    claims: dict[str, Any] = {name: "2001-01-01T00:00:00Z" for name in SERVER_FIELDS}
+    claims: dict[str, Any] = dict.fromkeys(SERVER_FIELDS, "2001-01-01T00:00:00Z")
     claims |= {"user_id": other.id, "version": 99}
     task = await user.create(**claims)
     changed = (await user.call("PUT", f"/{task['id']}", json=claims | {"id": str(uuid4()), "title": "y"})).json()

@@ -1,0 +1,200 @@
+"""How calls share a round trip.
+
+Calls of the same statement that wait in the same turn of the event loop go to PostgreSQL together: one network round
+trip, one transaction, an execution and a row for each. A call that is alone leaves at once.
+What has to be right about it, and is:
+
+- A batch of writes is sorted by user, so that two batches lock the users' accounts in the same order.
+- When an execution fails, the whole batch is rolled back; its calls are then run one by one, and only the guilty fails.
+- A connection that is lost while a write is under way leaves the outcome unknown: the caller is told so, and nothing
+  is repeated. A read is repeated once.
+- Each statement has its own queue and few batches in flight, so that cheap ones do not wait behind dear ones.
+- A batch that takes long, because somebody holds a lock, lets the others pass, and holds back only its own users.
+- Every call ends within DEADLINE, whatever the database does.
+"""
+
+import asyncio
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+
+from service.database import Pool, Unavailable
+
+IN_FLIGHT = 2  # batches per statement
+BATCH = 64  # calls per batch
+DEADLINE = 4.5  # seconds from a call to its answer
+SLOW = 0.5  # seconds after which a batch no longer counts as in flight
+LOOK = 0.25  # seconds between two looks at what takes long
+
+# Milliseconds that the current request has waited for the database; the log and Server-Timing tell them.
+waited: ContextVar[list[float]] = ContextVar("waited")
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """One file of `sql/`: its name, its text, and whether it locks and writes. It returns exactly one row.
+
+    The first argument of one that writes is the user.
+    """
+
+    name: str
+    sql: str
+    writes: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    arguments: tuple[Any, ...]
+    answer: asyncio.Future[Any]
+    started: float  # the event loop's time
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    statement: Statement
+    waiting: list[_Call] = field(default_factory=list)
+    in_flight: int = 0
+    is_scheduled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    queue: _Queue
+    calls: list[_Call]
+    started: float
+    is_slow: bool = False
+    task: asyncio.Task[None] | None = None
+
+
+class Batches:
+    """The calls that wait, and those that are under way."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._queues: dict[Statement, _Queue] = {}
+        self._under_way: set[_Batch] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Opens the pool; waits for no database."""
+        await self._pool.open()
+        self._watch = asyncio.get_running_loop().create_task(self._watch_the_clock())
+
+    async def close(self) -> None:
+        """Closes the pool; what is still under way is given up after a few seconds."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._pool.close()
+
+    async def fetch(self, statement: Statement, *arguments: Any) -> Any:
+        """Runs the statement; returns the first column of its row.
+
+        Raises Unavailable when the database does not answer within DEADLINE, and asyncpg.PostgresError for what the
+        statement itself did wrong.
+        """
+        queue = self._queues.get(statement)
+        if queue is None:
+            queue = self._queues[statement] = _Queue(statement)
+        loop = asyncio.get_running_loop()
+        if not queue.is_scheduled:
+            queue.is_scheduled = True
+            loop.call_soon(self._send, queue)
+        call = _Call(arguments, loop.create_future(), loop.time())
+        queue.waiting.append(call)
+        started = time.perf_counter()
+        try:
+            return await call.answer
+        finally:
+            waited.get().append((time.perf_counter() - started) * 1000)
+
+    def _send(self, queue: _Queue) -> None:
+        queue.is_scheduled = False
+        loop = asyncio.get_running_loop()
+        while queue.in_flight < IN_FLIGHT and (calls := self._next_calls(queue)):
+            queue.in_flight += 1
+            batch = _Batch(queue, calls, loop.time())
+            self._under_way.add(batch)
+            batch.task = loop.create_task(self._run(batch))
+
+    def _next_calls(self, queue: _Queue) -> list[_Call]:
+        held_back = {
+            call.arguments[0]
+            for batch in self._under_way
+            if batch.is_slow and batch.queue.statement.writes
+            for call in batch.calls
+        }
+        if held_back and queue.statement.writes:
+            calls = [call for call in queue.waiting if call.arguments[0] not in held_back][:BATCH]
+            queue.waiting = [call for call in queue.waiting if call not in calls]
+        else:
+            calls = queue.waiting[:BATCH]
+            del queue.waiting[:BATCH]
+        return calls
+
+    async def _run(self, batch: _Batch) -> None:
+        try:
+            await self._answer(batch.queue.statement, batch.calls)
+        finally:
+            self._under_way.remove(batch)
+            if batch.is_slow:
+                for queue in self._queues.values():  # its users' calls may wait in any
+                    self._send(queue)
+            else:
+                batch.queue.in_flight -= 1
+                self._send(batch.queue)
+
+    async def _answer(self, statement: Statement, calls: list[_Call]) -> None:
+        if statement.writes:
+            calls.sort(key=lambda call: call.arguments[0])  # one order of locks for all
+        try:
+            rows = await self._rows(statement, [call.arguments for call in calls])
+        except asyncpg.PostgresError as error:
+            if len(calls) == 1:
+                _fail(calls, error)
+            else:
+                for call in calls:
+                    await self._answer(statement, [call])
+        except BaseException as error:
+            _fail(calls, error)
+            if not isinstance(error, Unavailable):
+                raise
+        else:
+            for call, row in zip(calls, rows, strict=True):
+                if not call.answer.done():
+                    call.answer.set_result(row[0])
+
+    async def _rows(self, statement: Statement, executions: list[tuple[Any, ...]]) -> Any:
+        try:
+            return await self._pool.run(statement.sql, executions)
+        except Unavailable:
+            if statement.writes:
+                raise
+            return await self._pool.run(statement.sql, executions)
+
+    async def _watch_the_clock(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK)
+            now = loop.time()
+            for queue in self._queues.values():
+                late = [call for call in queue.waiting if now - call.started > DEADLINE]
+                _fail(late, Unavailable("no connection came free in time"))
+                queue.waiting = [call for call in queue.waiting if call not in late]
+            for batch in list(self._under_way):
+                late = [call for call in batch.calls if now - call.started > DEADLINE]
+                _fail(late, Unavailable("no answer in time"))
+                if all(call.answer.done() for call in batch.calls) and batch.task is not None:
+                    batch.task.cancel()  # nobody waits for it any more; the server is told
+                elif not batch.is_slow and now - batch.started > SLOW:
+                    batch.is_slow = True
+                    batch.queue.in_flight -= 1
+                    self._send(batch.queue)
+
+
+def _fail(calls: list[_Call], error: BaseException) -> None:
+    for call in calls:
+        if not call.answer.done():
+            call.answer.set_exception(error)

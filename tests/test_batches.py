@@ -1,0 +1,297 @@
+"""Calls that share a round trip do not harm each other, whatever one of them meets."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import psycopg
+import pytest
+
+from service import queries
+from service.batches import BATCH, IN_FLIGHT, Batches, waited
+from service.database import Pool, Unavailable
+from service.models import TaskCreate, TaskUpdate
+from service.schema import migrate
+from tests.conftest import ROOT, User, empty_database, eventually, make_settings
+
+
+class WatchedPool(Pool):
+    """The real pool, which also notes how many executions went in each round trip."""
+
+    def __init__(self, url: str) -> None:
+        settings = make_settings(url)
+        super().__init__(url, settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+        self.sizes: list[int] = []
+
+    async def run(self, sql: str, executions: Any) -> Any:
+        self.sizes.append(len(executions))
+        return await super().run(sql, executions)
+
+
+@pytest.fixture(scope="module")
+def url(database_url: str) -> Iterator[str]:
+    """A database of these tests' own, since they close connections that others would miss."""
+    with empty_database(database_url) as own:
+        migrate(own)
+        yield own
+
+
+@pytest.fixture
+async def pool(url: str) -> WatchedPool:
+    return WatchedPool(url)
+
+
+@pytest.fixture
+async def db(pool: WatchedPool) -> AsyncIterator[Batches]:
+    batches = Batches(pool)
+    await batches.open()
+    token = waited.set([])
+    yield batches
+    waited.reset(token)
+    await batches.close()
+
+
+@pytest.fixture
+async def other_connection(url: str) -> AsyncIterator[Any]:
+    """A connection like that of somebody in psql."""
+    connection = await asyncpg.connect(url)
+    yield connection
+    await connection.close()
+
+
+def new_task(title: str = "x", **fields: Any) -> TaskCreate:
+    return TaskCreate(title=title, **fields)
+
+
+async def test_calls_of_one_turn_go_together(db: Batches, pool: WatchedPool) -> None:
+    user = f"user-{uuid4()}"
+    await asyncio.gather(*(queries.insert_task(db, user, new_task(f"{number}")) for number in range(10)))
+    assert pool.sizes == [10]
+    await asyncio.gather(*(queries.list_tasks(db, user) for _ in range(BATCH + 1)))
+    assert pool.sizes == [10, BATCH, 1]
+
+
+async def test_a_call_that_is_alone_leaves_at_once(db: Batches, pool: WatchedPool) -> None:
+    call = asyncio.create_task(queries.list_tasks(db, "anybody"))
+    turns = 0
+    while not pool.sizes:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns <= 3, "the call's own turn, the queue's and the batch's"
+    await call
+
+
+async def test_few_batches_are_in_flight_and_the_rest_waits(db: Batches, pool: WatchedPool) -> None:
+    calls = []
+    for _ in range(IN_FLIGHT + 3):
+        calls.append(asyncio.create_task(queries.list_tasks(db, "anybody")))
+        for _ in range(3):  # turns of the event loop, too few for an answer
+            await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert pool.sizes == [1, 1, 3]
+
+
+async def test_one_failing_call_leaves_the_others_done_exactly_once(db: Batches, pool: WatchedPool) -> None:
+    user, taken = f"user-{uuid4()}", str(uuid4())
+    await queries.insert_task(db, user, new_task(id=taken))
+    pool.sizes.clear()
+
+    creates = [queries.insert_task(db, user, new_task(f"{number}")) for number in range(10)]
+    creates.insert(5, queries.insert_task(db, user, new_task("guilty", id=taken)))
+    results = await asyncio.gather(*creates, return_exceptions=True)
+
+    assert pool.sizes == [11] + [1] * 11
+    assert isinstance(results.pop(5), queries.TaskExists)
+    versions = sorted(version_of(result) for result in results)
+    assert versions == list(range(2, 12)), "each once, and no number is lost"
+    tasks = await queries.list_tasks(db, user)
+    assert tasks.count(b'"id"') == 11
+    assert b"guilty" not in tasks
+
+
+def version_of(task: Any) -> int:
+    return int(task.rsplit(b'"version":', 1)[1].rstrip(b"}"))
+
+
+async def test_an_execution_that_breaks_a_check_harms_nobody(db: Batches, user: User) -> None:
+    wrong = new_task().model_copy(update={"priority": "urgent"})  # as a bug would, past the validation
+    calls = [queries.insert_task(db, name, task) for name in (user.id, user.id + "-2") for task in (new_task(), wrong)]
+    first, failed, second, failed_too = await asyncio.gather(*calls, return_exceptions=True)
+    assert version_of(first) == version_of(second) == 1
+    for error in (failed, failed_too):
+        assert isinstance(error, asyncpg.CheckViolationError)
+        assert "Failing row" not in str(error), "the row is the user's, and errors go to the log"
+
+
+async def test_an_argument_that_cannot_be_sent_harms_nobody(db: Batches, user: User) -> None:
+    wrong = new_task().model_copy(update={"id": "no uuid"})
+    results = await asyncio.gather(
+        *(queries.insert_task(db, user.id, task) for task in (new_task(), wrong, new_task())), return_exceptions=True
+    )
+    assert [version_of(result) for result in (results[0], results[2])] == [1, 2]
+    assert isinstance(results[1], asyncpg.DataError)
+
+
+OURS = "from pg_stat_activity where application_name = 'task-service' and datname = current_database()"
+
+
+async def terminate_connections_in(connection: Any, state: str) -> None:
+    """Waits until the service has a connection in this state, and closes all of those as an administrator would."""
+    query = f"select pg_terminate_backend(pid) {OURS} and state = $1"
+    await eventually(lambda: connection.fetch(query, state))
+
+
+async def test_a_write_whose_connection_is_lost_is_not_repeated(
+    db: Batches, pool: WatchedPool, other_connection: Any, user: User
+) -> None:
+    task = id_of(await queries.insert_task(db, user.id, new_task()))
+    pool.sizes.clear()
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        write = asyncio.create_task(queries.update_task(db, user.id, task, TaskUpdate(title="y")))
+        await terminate_connections_in(other_connection, "active")
+        with pytest.raises(Unavailable):
+            await write
+    assert pool.sizes == [1]
+    assert await queries.update_task(db, user.id, task, TaskUpdate(title="z")), "the next call has a new connection"
+
+
+def id_of(task: bytes) -> str:
+    return task.split(b'"id":"', 1)[1][:36].decode()
+
+
+async def test_a_read_whose_connection_is_lost_is_repeated_once(
+    db: Batches, pool: WatchedPool, other_connection: Any, user: User
+) -> None:
+    await queries.insert_task(db, user.id, new_task())
+    pool.sizes.clear()
+    async with other_connection.transaction():
+        await other_connection.execute("lock table task in access exclusive mode")
+        read = asyncio.create_task(queries.list_tasks(db, user.id))
+        await terminate_connections_in(other_connection, "active")
+        while len(pool.sizes) < 2:  # noqa: ASYNC110  (there is no event for it)
+            await asyncio.sleep(0)
+    assert b'"title":"x"' in await read
+    assert pool.sizes == [1, 1]
+
+
+async def test_connections_that_were_closed_while_idle_are_replaced(
+    db: Batches, other_connection: Any, user: User
+) -> None:
+    await queries.list_tasks(db, user.id)
+    await terminate_connections_in(other_connection, "idle")
+    await eventually(lambda: other_connection.fetchval(f"select count(*) = 0 {OURS}"))
+    assert await queries.insert_task(db, user.id, new_task()), "a write, too: it had not begun"
+
+
+async def test_a_connection_that_sat_idle_is_pinged_and_a_dead_one_replaced(
+    db: Batches, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await queries.list_tasks(db, user.id)
+    monkeypatch.setattr("service.database.IDLE_SECONDS", -1)
+    assert await queries.list_tasks(db, user.id) == b"[]"
+    pings = []
+
+    async def dead(self: Any, sql: str, **options: Any) -> None:
+        pings.append(sql)
+        raise TimeoutError
+
+    monkeypatch.setattr("asyncpg.connection.Connection.execute", dead)
+    assert await queries.insert_task(db, user.id, new_task())
+    assert pings == ["select 1"]
+
+
+async def test_a_user_whose_account_is_locked_holds_up_nobody_else(
+    db: Batches, other_connection: Any, user: User, other: User
+) -> None:
+    for name in (user.id, other.id):
+        await queries.insert_task(db, name, new_task())
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        held: list[asyncio.Task[Any]] = []
+        for number in range(30):  # more than there are connections
+            held.append(asyncio.create_task(queries.insert_task(db, user.id, new_task(f"held {number}"))))
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.wait_for(queries.insert_task(db, other.id, new_task()), 2)
+            await asyncio.wait_for(queries.list_tasks(db, user.id), 2)
+        assert not any(task.done() for task in held)
+    assert sorted(version_of(task) for task in await asyncio.gather(*held)) == list(range(2, 32))
+
+
+async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
+    db: Batches, other_connection: Any, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.batches.DEADLINE", 1)
+    await queries.insert_task(db, user.id, new_task())
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        with pytest.raises(Unavailable, match="no answer in time"):
+            await queries.insert_task(db, user.id, new_task("in vain"))
+        await eventually(
+            lambda: other_connection.fetchval(f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'")
+        )
+    assert b"in vain" not in await queries.list_tasks(db, user.id)
+
+
+WRITER = """
+import asyncio, sys, time
+from service import queries
+from service.batches import Batches, waited
+from service.database import Pool
+from service.models import TaskCreate, TaskUpdate
+
+async def main(url, prefix, order):
+    users = [f"{prefix}-{number}" for number in range(20)][::order]
+    db = Batches(Pool(url, 5, 15, 100))
+    await db.open()
+    waited.set([])
+    ids = {user: TaskCreate(title="x") for user in users}
+    for user in users:
+        await queries.insert_task(db, user, ids[user])
+    end, writes = time.monotonic() + 3, 0
+    while time.monotonic() < end:
+        calls = [queries.insert_task(db, user, TaskCreate(title="x")) for user in users]
+        calls += [queries.toggle_task(db, user, ids[user].id) for user in users]
+        calls += [queries.update_task(db, user, ids[user].id, TaskUpdate(title=str(writes))) for user in users]
+        await asyncio.gather(*calls)
+        writes += len(calls)
+    print(writes)
+    await db.close()
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def test_two_processes_that_write_in_opposite_orders_never_deadlock(url: str) -> None:
+    prefix = f"user-{uuid4()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, url, prefix, order],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for order in ("1", "-1")
+    ]
+    writes = 0
+    for process in processes:
+        output, errors = process.communicate()
+        assert (process.returncode, errors) == (0, "")
+        writes += int(output)
+    with psycopg.connect(url) as connection:
+        users = connection.execute(
+            "select a.version, max(t.version), count(distinct t.version) = count(*)"
+            " from account a join task t using (user_id) where starts_with(user_id, %s) group by user_id, a.version",
+            [prefix],
+        ).fetchall()
+        deadlocks = connection.execute("select deadlocks from pg_stat_database where datname = current_database()")
+        assert deadlocks.fetchone() == (0,)
+    assert len(users) == 20
+    assert all(counter == newest and are_distinct for counter, newest, are_distinct in users)
+    assert sum(counter for counter, _, _ in users) == writes + 40, "every write took exactly one number"

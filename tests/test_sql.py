@@ -1,0 +1,216 @@
+"""The statements: each prepares, says what it takes, knows its user only, and has a plan that stays fast."""
+
+import asyncio
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from service import embedded, queries
+from service.batches import Statement
+from service.schema import migrate
+from tests.conftest import ROOT, User, empty_database, eventually
+
+SQL = ROOT / "sql"
+STATEMENTS = {value.name: value for value in vars(queries).values() if isinstance(value, Statement)}
+FILES = sorted(SQL.glob("*.sql"))
+OF_A_USER = [name for name in STATEMENTS if name != "schema_applied"]
+TYPE_NAMES = {"bool": "boolean"}
+
+# Arguments, after the user, with which each statement finds something; {task} becomes the task's id.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "task_delete": ("{task}",),
+    "task_find": ("{task}",),
+    "task_insert": ("{new}", "Title", None, "pending", "medium"),
+    "task_list": (),
+    "task_toggle": ("{task}",),
+    "task_update": ("{task}", "Changed", False, None, None, None, None),
+}
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection whose work is rolled back."""
+    opened: Any = await asyncpg.connect(database_url)
+    transaction = opened.transaction()
+    await transaction.start()
+    yield opened
+    await transaction.rollback()
+    await opened.close()
+
+
+def test_every_file_is_loaded_and_every_statement_has_a_file() -> None:
+    assert {path.stem for path in FILES} == set(STATEMENTS)
+    assert set(ARGUMENTS) == set(OF_A_USER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_opens_with_its_name_and_stays_static(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith(f"-- {path.name}: ")
+    assert not text.rstrip().endswith(";"), "with a semicolon it could not be pasted before \\bind"
+    assert "{" not in text
+    assert "%s" not in text
+    keywords = re.findall(r"\b(SELECT|FROM|WHERE|INSERT|UPDATE|AND|OR)\b", re.sub(r"--.*", "", text))
+    assert not keywords, "keywords are in lower case"
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_the_header_tells_the_types_that_postgresql_infers(connection: asyncpg.Connection, name: str) -> None:
+    sql = STATEMENTS[name].sql
+    told = re.findall(r"^-- \$(\d+) (\w+): \S", sql, re.MULTILINE)
+    prepared = await connection.prepare(sql)
+    inferred = [TYPE_NAMES.get(parameter.name, parameter.name) for parameter in prepared.get_parameters()]
+    assert [type_ for _, type_ in told] == inferred
+    assert [int(number) for number, _ in told] == list(range(1, len(told) + 1))
+    assert len(prepared.get_attributes()) == 1, "one column"
+
+
+@pytest.mark.parametrize("name", OF_A_USER)
+def test_the_first_parameter_is_the_user_of_every_table(name: str) -> None:
+    sql = re.sub(r"--.*", "", STATEMENTS[name].sql)
+    assert re.search(r"^-- \$1 text: the user$", STATEMENTS[name].sql, re.MULTILINE)
+    reads = len(re.findall(r"\b(?:from|update)\s+(?:task|account)\b", sql))
+    assert len(re.findall(r"user_id = \$1", sql)) == reads, "each table is restricted by its own user_id = $1"
+    if "insert into" in sql:
+        assert re.search(r"insert into task \(user_id,", sql)
+
+
+@pytest.mark.parametrize("name", OF_A_USER)
+async def test_a_statement_touches_its_own_user_only(connection: asyncpg.Connection, name: str) -> None:
+    mine, theirs, task = "mine", "theirs", uuid4()
+    for user in (theirs, mine):  # the same id for both: only the user tells them apart
+        await connection.fetchval(STATEMENTS["task_insert"].sql, user, task, "Same title", None, "pending", "low")
+
+    async def rows_of(user: str) -> list[Any]:
+        return [
+            [tuple(row) for row in await connection.fetch(f"select * from {table} where user_id = $1", user)]  # noqa: S608
+            for table in ("account", "task")
+        ]
+
+    before = await rows_of(theirs)
+    replaced = {"{task}": task, "{new}": uuid4()}
+    arguments = [replaced.get(argument, argument) for argument in ARGUMENTS[name]]
+    rows = await connection.fetch(STATEMENTS[name].sql, mine, *arguments)
+    assert len(rows) == 1
+    assert theirs not in str(rows[0][0])
+    assert str(rows[0][0]) not in ("None", "[]", "False"), "it found something to do"
+    assert await rows_of(theirs) == before
+
+    rows = await connection.fetch(STATEMENTS[name].sql, "nobody", *arguments)
+    assert len(rows) == 1, "one row, whatever it finds"
+    if name != "task_insert":
+        assert rows[0][0] in (None, "[]", False)
+    assert await rows_of(theirs) == before
+
+
+# Plans ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+async def big_table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database of its own, with 100,000 tasks of 2,000 users."""
+    with empty_database(database_url) as url:
+        migrate(url)
+        opened: Any = await asyncpg.connect(url)
+        await opened.execute("insert into account select 'user-' || n, 50 from generate_series(1, 2000) n")
+        await opened.execute("""
+            insert into task (id, user_id, title, version)
+            select gen_random_uuid(), 'user-' || n % 2000 + 1, 'Title ' || n, n / 2000 + 1
+            from generate_series(0, 99999) n
+        """)
+        await opened.execute("vacuum analyze")
+        yield opened
+        await opened.close()
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("name", OF_A_USER)
+async def test_a_plan_uses_an_index_and_reads_this_user_s_rows_only(
+    big_table: asyncpg.Connection, name: str, mode: str
+) -> None:
+    user = "user-77"
+    task = await big_table.fetchval("select id from task where user_id = $1 limit 1", user)
+    replaced: dict[Any, UUID] = {"{task}": task, "{new}": uuid4()}
+    transaction = big_table.transaction()
+    await transaction.start()
+    try:
+        await big_table.execute(f"set local plan_cache_mode = {mode}")
+        arguments = [user, *(replaced.get(argument, argument) for argument in ARGUMENTS[name])]
+        (explained,) = json.loads(
+            await big_table.fetchval(f"explain (analyze, format json) {STATEMENTS[name].sql}", *arguments)
+        )
+    finally:
+        await transaction.rollback()
+    for node in nodes(explained["Plan"]):
+        assert node["Node Type"] != "Seq Scan", node
+        assert node["Actual Rows"] <= 100, node  # 50 tasks, and dead entries that rolled back tests left
+        assert node.get("Rows Removed by Filter", 0) == 0, node
+
+
+# For people in psql ---------------------------------------------------------------------------------------------------
+
+
+def psql(url: str, commands: str) -> str:
+    """Returns what psql prints for the commands, run from the project's folder; any error fails."""
+    done = subprocess.run(
+        [embedded.PSQL, url, "--no-psqlrc", "--set", "ON_ERROR_STOP=1"],
+        input=commands,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+async def test_the_statements_for_debugging_run(database_url: str, user: User) -> None:
+    task = await user.create(title="Seen in psql")
+    printed = {
+        path.name: psql(database_url, f"\\set user {user.id}\n\\i sql/debug/{path.name}\n")
+        for path in sorted((SQL / "debug").glob("*.sql"))
+    }
+    assert set(printed) == {"list_plan.sql", "running.sql", "sizes.sql", "user_tasks.sql"}
+    assert task["id"] in printed["user_tasks.sql"]
+    assert "task_newest_first" in printed["sizes.sql"]
+    assert "Index" in printed["list_plan.sql"]
+
+
+async def test_what_runs_is_shown_by_the_name_of_its_file(database_url: str, user: User) -> None:
+    task = await user.create()
+    holder: Any = await asyncpg.connect(database_url)
+    async with holder.transaction():
+        await holder.execute("select from account where user_id = $1 for update", user.id)
+        waiting = asyncio.create_task(user.call("PUT", f"/{task['id']}", json={"title": "y"}))
+        query = (
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '-- task_update.sql%'"
+        )
+        await eventually(lambda: holder.fetchval(query))
+        printed = psql(database_url, "\\i sql/debug/running.sql\n")
+    assert (await waiting).status_code == 200
+    await holder.close()
+    assert re.search(r"task_update\.sql .* active .* Lock: ", printed)
+
+
+@pytest.mark.parametrize("name", OF_A_USER)
+async def test_a_statement_can_be_pasted_and_run_with_bind(database_url: str, user: User, name: str) -> None:
+    task = await user.create()
+    replaced = {"{task}": task["id"], "{new}": str(uuid4()), None: "", False: "false"}
+    arguments = [user.id, *(replaced.get(argument, argument) for argument in ARGUMENTS[name])]
+    quoted = " ".join(f"'{argument}'" for argument in arguments)
+    if name == "task_update":  # \bind cannot say null, and an empty text is no status
+        quoted = f"'{user.id}' '{task['id']}' 'Changed' 'false' '' 'pending' 'low' 'false'"
+    printed = psql(database_url, f"{STATEMENTS[name].sql}\n\\bind {quoted} \\g\n")
+    assert "(1 row)" in printed
+    assert user.id in printed or name == "task_delete"
