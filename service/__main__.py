@@ -103,7 +103,7 @@ def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
     psql = None if settings.database_url is None else shutil.which("psql")
     with _database(settings) as url:
         # the password goes through the environment: a command line is there for every user of the machine to read
-        return subprocess.call([psql or embedded.PSQL, *arguments.arguments], env=os.environ | _libpq(url))  # noqa: S603
+        return subprocess.call([psql or embedded.PSQL, *arguments.arguments], env=os.environ | libpq_environment(url))  # noqa: S603
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,7 +177,8 @@ def _token(settings: Settings, user: str) -> str:
     return jwt.encode(claims, settings.secret, algorithm="HS256")
 
 
-def _libpq(url: str) -> dict[str, str]:
+def libpq_environment(url: str) -> dict[str, str]:
+    """Returns the URL's parts as the variables that psql reads."""
     parts = urlsplit(url)
     found = {
         "PGHOST": parts.hostname,

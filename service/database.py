@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import asyncpg
 
@@ -133,7 +133,7 @@ class Pool:
         parts = urlsplit(self._url)
         query = [(name, value) for name, value in parse_qsl(parts.query) if name not in NOT_FOR_ASYNCPG]
         self._pool = await asyncpg.create_pool(
-            parts._replace(query=urlencode(query)).geturl(),
+            parts._replace(query=urlencode(query, quote_via=quote)).geturl(),
             min_size=self._sizes[0],
             max_size=self._sizes[1],
             statement_cache_size=self._statement_cache,

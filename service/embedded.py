@@ -8,6 +8,7 @@ one, and stops the server. So a killed service leaves nothing behind that the ne
 import fcntl
 import os
 import secrets
+import shutil
 import subprocess
 import time
 import warnings
@@ -99,6 +100,22 @@ def _forget_dead_server() -> None:
         path.unlink(missing_ok=True)
 
 
+def _make_folder(folder: Path) -> None:
+    """Makes the server's data folder, whole or not at all: a start that is killed half way must not stop the next."""
+    with (DATA / "initdb.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return
+        unfinished = folder.with_name("postgres.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            PostgresServer(unfinished, cleanup_mode=None).ensure_pgdata_inited()
+        except (subprocess.SubprocessError, OSError) as error:
+            raise Unusable(f"The embedded PostgreSQL cannot make its data folder: {error}") from error
+        unfinished.rename(folder)
+
+
 def _start(server: PostgresServer) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -119,7 +136,7 @@ def running() -> Iterator[str]:
     with (_data_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # waits for one who is just stopping it
         folder = _postmaster_file().parent
-        folder.mkdir(exist_ok=True)
+        _make_folder(folder)
         server = PostgresServer(folder, cleanup_mode=None)
         try:
             _start(server)

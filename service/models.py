@@ -18,6 +18,8 @@ from pydantic_core import PydanticCustomError
 
 # The one form that the API accepts and gives; Python's own parser also takes braces, underscores and the like.
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+# Unicode's White_Space, which is what pydantic trims; regular expressions' \s differs from dialect to dialect
+WHITE_SPACE = r"\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 NO_NUL = {"pattern": r"^[^\u0000]*$"}  # PostgreSQL's text has no NUL
 
 
@@ -43,7 +45,7 @@ Title = Annotated[
     Field(
         description="1–100 characters; surrounding white space is trimmed before they are counted",
         # one character at least that is not white space, and no NUL
-        json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"},
+        json_schema_extra={"pattern": rf"^[^\u0000]*[^\u0000{WHITE_SPACE}][^\u0000]*$"},
         examples=["Buy milk"],
     ),
 ]
@@ -79,8 +81,21 @@ class Body(BaseModel):
 Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True}, description="ignored: the server writes it")]
 
 
+def _with_agreement(schema: dict[str, Any]) -> None:
+    _without_null_defaults(schema)
+    schema["not"] = {
+        "required": ["status", "is_completed"],
+        "anyOf": [
+            {"properties": {"status": {"const": "completed"}, "is_completed": {"const": False}}},
+            {"properties": {"status": {"enum": ["pending", "in_progress"]}, "is_completed": {"const": True}}},
+        ],
+    }
+
+
 class TaskBody(Body):
     """What the bodies that write a whole task share."""
+
+    model_config = ConfigDict(json_schema_extra=_with_agreement)
 
     user_id: Ignored = None
     completed_at: Ignored = None

@@ -252,8 +252,8 @@ _INVALID = _error_schema(
                 "loc": {
                     "type": "array",
                     "minItems": 1,
-                    "prefixItems": [{"enum": ["body", "query", "path", "header"]}],
                     "items": {"type": ["string", "integer"]},
+                    "description": "`body`, `query`, `path` or `header`, then the field's name",
                 },
                 "msg": {"type": "string"},
                 "type": {"type": "string"},

@@ -2,7 +2,7 @@
 
 import re
 from typing import Annotated, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -37,7 +37,7 @@ def normalized_url(secret: SecretStr) -> SecretStr:
         query.setdefault(
             "sslmode", {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(ssl, ssl)
         )
-    return SecretStr(urlunsplit(("postgresql", url.netloc, url.path, urlencode(query), "")))
+    return SecretStr(urlunsplit(("postgresql", url.netloc, url.path, urlencode(query, quote_via=quote), "")))
 
 
 def origins(value: str) -> tuple[str, ...]:
@@ -53,11 +53,16 @@ class Settings(BaseSettings):
     """The service's settings, each under its upper-case name in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=False,
     )
 
     database_url: Annotated[SecretStr, AfterValidator(normalized_url)] | None = None
-    better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=False)
+    better_auth_secret: SecretStr = SecretStr("")
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     # NoDecode: it is no JSON, as pydantic-settings expects of a tuple

@@ -88,8 +88,10 @@ def _validated(body: bytes, model: type[BodyModel]) -> BodyModel:
 
 def _entry(problem: ErrorDetails) -> Invalid:
     message, value = problem["msg"], problem["input"]
-    if problem["type"] in ("string_too_long", "string_too_short"):
+    if problem["type"] == "string_too_long":
         message += f", not {len(value)}"
+    elif problem["type"] == "string_too_short":
+        message += " that is not white space"
     elif problem["type"] not in ("json_invalid", "missing", "extra_forbidden", "contradiction", "nul"):
         message += f", not {_shown(value)}"
     return Invalid(loc=["body", *problem["loc"]], msg=message, type=problem["type"])

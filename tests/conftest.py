@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -72,10 +73,12 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database_url() -> Iterator[str]:
     """The URL of an embedded PostgreSQL that holds the current schema."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "DATA", tmp_path_factory.mktemp("session") / ".data")
+    # Not in pytest's own temporary folder: each pytest that starts closes that folder to all users but its own, and
+    # root's PostgreSQL runs as another one.
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "DATA", Path(folder) / ".data")
         with embedded.running() as url:
             migrate(url)
             yield url

@@ -232,9 +232,7 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
         await other_connection.execute("select from account where user_id = $1 for update", user.id)
         with pytest.raises(Unavailable, match="no answer in time"):
             await queries.insert_task(db, user.id, new_task("in vain"))
-        await eventually(
-            lambda: other_connection.fetchval(f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'")
-        )
+        await eventually(lambda: other_connection.fetchval(f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'"))
     assert b"in vain" not in await queries.list_tasks(db, user.id)
 
 

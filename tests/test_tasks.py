@@ -112,8 +112,8 @@ async def test_titles_come_back_as_they_went_in_but_trimmed(user: User, sent: st
 @pytest.mark.parametrize(
     ("title", "message"),
     [
-        ("", "String should have at least 1 character, not 0"),
-        (" \t\u3000\u00a0", "String should have at least 1 character"),
+        ("", "String should have at least 1 character that is not white space"),
+        (" \t\u3000\u00a0\u0085", "String should have at least 1 character that is not white space"),
         ("x" * 101, "String should have at most 100 characters, not 101"),
         ("𝕏" * 101, "String should have at most 100 characters, not 101"),
         ("a\0b", "String should not contain the character NUL"),
