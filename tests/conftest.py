@@ -201,6 +201,15 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 2
         await asyncio.sleep(0.01)
 
 
+async def watched(connection: Any, query: str, *arguments: Any) -> Any:
+    """Returns the first value that the query finds in PostgreSQL's statistics as they are now.
+
+    Within a transaction they would otherwise stay what they were at the first look.
+    """
+    await connection.execute("select pg_stat_clear_snapshot()")
+    return await connection.fetchval(query, *arguments)
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[Served]:
     """The service behind a real uvicorn, on the tests' database."""

@@ -16,7 +16,7 @@ from service.batches import BATCH, IN_FLIGHT, Batches, waited
 from service.database import Pool, Unavailable
 from service.models import TaskCreate, TaskUpdate
 from service.schema import migrate
-from tests.conftest import ROOT, User, empty_database, eventually, make_settings
+from tests.conftest import ROOT, User, empty_database, eventually, make_settings, watched
 
 
 class WatchedPool(Pool):
@@ -139,10 +139,18 @@ async def test_an_argument_that_cannot_be_sent_harms_nobody(db: Batches, user: U
 OURS = "from pg_stat_activity where application_name = 'task-service' and datname = current_database()"
 
 
-async def terminate_connections_in(connection: Any, state: str) -> None:
-    """Waits until the service has a connection in this state, and closes all of those as an administrator would."""
-    query = f"select pg_terminate_backend(pid) {OURS} and state = $1"
-    await eventually(lambda: connection.fetch(query, state))
+async def close_connections_in(state: str, connection: Any) -> None:
+    """Waits until the service has connections in this state, and closes them as an administrator would."""
+    closing: list[int] = []
+
+    async def found() -> bool:
+        closing.extend(await watched(connection, f"select array_agg(pid) {OURS} and state = $1", state) or [])
+        return bool(closing)
+
+    await eventually(found)
+    await connection.fetch("select pg_terminate_backend(pid) from unnest($1::int[]) pid", closing)
+    gone = "select count(*) = 0 from pg_stat_activity where pid = any($1::int[])"
+    await eventually(lambda: watched(connection, gone, closing))
 
 
 async def test_a_write_whose_connection_is_lost_is_not_repeated(
@@ -153,7 +161,7 @@ async def test_a_write_whose_connection_is_lost_is_not_repeated(
     async with other_connection.transaction():
         await other_connection.execute("select from account where user_id = $1 for update", user.id)
         write = asyncio.create_task(queries.update_task(db, user.id, task, TaskUpdate(title="y")))
-        await terminate_connections_in(other_connection, "active")
+        await close_connections_in("active", other_connection)
         with pytest.raises(Unavailable):
             await write
     assert pool.sizes == [1]
@@ -172,7 +180,7 @@ async def test_a_read_whose_connection_is_lost_is_repeated_once(
     async with other_connection.transaction():
         await other_connection.execute("lock table task in access exclusive mode")
         read = asyncio.create_task(queries.list_tasks(db, user.id))
-        await terminate_connections_in(other_connection, "active")
+        await close_connections_in("active", other_connection)
         while len(pool.sizes) < 2:  # noqa: ASYNC110  (there is no event for it)
             await asyncio.sleep(0)
     assert b'"title":"x"' in await read
@@ -183,8 +191,7 @@ async def test_connections_that_were_closed_while_idle_are_replaced(
     db: Batches, other_connection: Any, user: User
 ) -> None:
     await queries.list_tasks(db, user.id)
-    await terminate_connections_in(other_connection, "idle")
-    await eventually(lambda: other_connection.fetchval(f"select count(*) = 0 {OURS}"))
+    await close_connections_in("idle", other_connection)
     assert await queries.insert_task(db, user.id, new_task()), "a write, too: it had not begun"
 
 
@@ -232,7 +239,7 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
         await other_connection.execute("select from account where user_id = $1 for update", user.id)
         with pytest.raises(Unavailable, match="no answer in time"):
             await queries.insert_task(db, user.id, new_task("in vain"))
-        await eventually(lambda: other_connection.fetchval(f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'"))
+        await eventually(lambda: watched(other_connection, f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'"))
     assert b"in vain" not in await queries.list_tasks(db, user.id)
 
 

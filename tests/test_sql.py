@@ -15,7 +15,7 @@ import pytest
 from service import embedded, queries
 from service.batches import Statement
 from service.schema import migrate
-from tests.conftest import ROOT, User, empty_database, eventually
+from tests.conftest import ROOT, User, empty_database, eventually, watched
 
 SQL = ROOT / "sql"
 STATEMENTS = {value.name: value for value in vars(queries).values() if isinstance(value, Statement)}
@@ -196,7 +196,7 @@ async def test_what_runs_is_shown_by_the_name_of_its_file(database_url: str, use
         query = (
             "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '-- task_update.sql%'"
         )
-        await eventually(lambda: holder.fetchval(query))
+        await eventually(lambda: watched(holder, query))
         printed = psql(database_url, "\\i sql/debug/running.sql\n")
     assert (await waiting).status_code == 200
     await holder.close()
