@@ -20,6 +20,7 @@ from uvicorn.supervisors import Multiprocess
 
 from service import embedded, log
 from service.app import create_app
+from service.protocol import Protocol
 from service.schema import migrate
 from service.settings import Settings, SettingsError, load
 
@@ -68,7 +69,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
             factory=True,
             workers=settings.web_concurrency,
             loop="uvloop",
-            http="httptools",
+            http=Protocol,
             ws="none",
             log_config=None,
             access_log=False,

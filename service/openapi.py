@@ -26,10 +26,11 @@ REF = "#/components/schemas/"
 
 # What every operation below /api/ can answer, and what those with a body can.
 API_ERRORS = (401, 422, 431, 500, 503)
-BODY_ERRORS = (408, 413, 415)
+BODY_ERRORS = (400, 408, 413, 415)
 HEALTH_ERRORS = (422, 431, 500)
 
 ERRORS: dict[int, tuple[str, Any]] = {
+    400: ("The body was lost", "Request body lost: send it without an Upgrade header"),
     401: ("The token is missing, wrong, expired, or another user's", "Token has expired"),
     404: ("The user has no such task", "Task not found"),
     408: ("The body did not arrive within 5 seconds", "Request body incomplete"),

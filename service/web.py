@@ -56,8 +56,9 @@ async def read_optional_body(request: Request, model: type[BodyModel]) -> BodyMo
 
 
 async def _json_bytes(request: Request) -> bytes:
-    # Starlette's max_body_size does the same, and answers in plain text what the contract wants as JSON.
-    if int(request.headers.get("content-length", 0)) > BODY_BYTES:
+    # Starlette's max_body_size does the same, and answers in plain text what ought to be JSON.
+    declared = int(request.headers.get("content-length", 0))
+    if declared > BODY_BYTES:
         raise Problem(413, "Request body too large")
     body = bytearray()
     try:
@@ -70,6 +71,10 @@ async def _json_bytes(request: Request) -> bytes:
         raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
     except ClientDisconnect:
         raise Problem(400, "Request body incomplete") from None  # nobody is there to read it; the log is
+    if len(body) < declared or {"upgrade", "transfer-encoding"} <= set(request.headers):
+        # The HTTP parser drops the body of a request that offers an upgrade, to HTTP/2 for instance. Refusing it beats
+        # taking it for one without a body.
+        raise Problem(400, "Request body lost: send it without an Upgrade header", {"Connection": "close"})
     if body:
         media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if media_type != "application/json" and not (
