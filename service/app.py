@@ -4,15 +4,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from service.auth import Tokens
 from service.batches import Batches
 from service.database import Pool
 from service.middleware import Edge
+from service.openapi import document
 from service.routes import docs, health, tasks
 from service.settings import Settings
-from service.web import exception_handlers
+
+
+class Service(Starlette):
+    """Starlette with a single layer around its router: it gives errors their answers, too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Returns what Starlette calls for each request."""
+        return Edge(self.router, self.state.settings.frontend_url)
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -24,13 +32,10 @@ def create_app(settings: Settings) -> Starlette:
         yield
         await app.state.db.close()
 
-    app = Starlette(
-        routes=[*tasks.routes, *health.routes, *docs.routes],
-        middleware=[Middleware(Edge, origins=settings.frontend_url)],
-        exception_handlers=exception_handlers,
-        lifespan=lifespan,
-    )
+    app = Service(routes=[*tasks.routes, *health.routes, *docs.routes], lifespan=lifespan)
     app.router.redirect_slashes = False  # a path with a trailing slash is another path
+    app.state.settings = settings
+    app.state.openapi = document(app.routes)
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience)
     app.state.db = Batches(
         Pool(settings.url(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)

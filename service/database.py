@@ -104,13 +104,12 @@ class Pool:
         connection = await self._acquire(pool)
         try:
             rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
-        except BaseException as error:
-            if isinstance(error, LOST):
-                connection.terminate()
-            # behind the callers' backs: it may have to wait until the server has confirmed a cancellation
-            self._in_background(_release(pool, connection))
+        except LOST:
+            connection.terminate()
             raise
-        await pool.release(connection)
+        finally:
+            # behind the callers' backs: it takes turns of the event loop, and after a cancellation the server's answer
+            self._in_background(_release(pool, connection))
         return rows
 
     async def _acquire(self, pool: asyncpg.Pool) -> Any:

@@ -1,5 +1,6 @@
 """What every answer gets, the errors too: a request id, security and CORS headers, timings, and a line in the log.
 
+It stands where Starlette has three layers (ServerErrorMiddleware, CORSMiddleware, ExceptionMiddleware).
 Starlette's CORSMiddleware is not used: it sends CORS headers to origins that are not listed, too, and plain text where
 this API promises JSON. Everything is done in one pass over the request's headers and one over the answer's.
 """
@@ -9,13 +10,14 @@ import re
 import time
 from secrets import token_hex
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batches import waited
 from service.errors import Problem
 from service.log import log_request
-from service.web import error_response
+from service.web import answer_to, error_response
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ OTHER_HEADERS: Headers = [(b"vary", b"Origin")]
 
 
 class Edge:
-    """The outermost layer of the service."""
+    """The one layer around the router."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         self._app = app
@@ -65,11 +67,14 @@ class Edge:
                 await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, exchange.send)
             else:
                 await self._app(scope, receive, exchange.send)
-        except Exception:
-            log.exception("500 in request %s", exchange.request_id)
+        except Exception as error:
+            answer = answer_to(error, Request(scope))
+            if answer is None:
+                log.exception("500 in request %s", exchange.request_id)
+                answer = error_response(Problem(500, "Internal server error"))
             if exchange.status:
                 raise  # the answer had begun: the server closes the connection
-            await error_response(Problem(500, "Internal server error"))(scope, receive, exchange.send)
+            await answer(scope, receive, exchange.send)
         finally:
             waited.reset(token)
             exchange.write_log()

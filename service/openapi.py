@@ -2,23 +2,24 @@
 
 import json
 import tomllib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import getdoc
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from service.auth import USER_ID_LENGTH
 from service.models import Task, TaskComplete, TaskCreate, TaskUpdate
 
-Endpoint = TypeVar("Endpoint", bound=Callable[[Request], Awaitable[Response]])
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Json = dict[str, Any]
 
 MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete)
@@ -111,7 +112,22 @@ class Description:
     health: bool
 
 
-_described: dict[Any, Description] = {}
+class Endpoint:
+    """A handler, with what it says of itself; to Starlette an ASGI application.
+
+    As such it is spared the layer that Starlette puts around a plain function to handle its errors, which here is done
+    in one place for all.
+    """
+
+    def __init__(self, handler: Handler, description: Description) -> None:
+        self.handler = handler
+        self.description = description
+        self.__name__ = handler.__name__  # the route's name, and the operationId
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        response = await self.handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def describe(
@@ -124,23 +140,19 @@ def describe(
     errors: tuple[int, ...] = (),
     headers: tuple[str, ...] = (),
     health: bool = False,
-) -> Callable[[Endpoint], Endpoint]:
-    """Returns a decorator that notes what the endpoint takes and answers."""
-
-    def note(endpoint: Endpoint) -> Endpoint:
-        _described[endpoint] = Description(status, result, body, body_required, many, errors, headers, health)
-        return endpoint
-
-    return note
+) -> Callable[[Handler], Endpoint]:
+    """Returns a decorator that makes an endpoint of a handler, with what it takes and answers."""
+    description = Description(status, result, body, body_required, many, errors, headers, health)
+    return lambda handler: Endpoint(handler, description)
 
 
 def document(routes: Sequence[BaseRoute]) -> bytes:
     """Returns the document, as JSON, for those of the routes that describe themselves."""
     paths: dict[str, Json] = {}
     for route in routes:
-        if isinstance(route, Route) and (described := _described.get(route.endpoint)):
+        if isinstance(route, Route) and isinstance(route.endpoint, Endpoint):
             for method in (route.methods or set()) - {"HEAD"}:
-                paths.setdefault(route.path, {})[method.lower()] = _operation(route, described)
+                paths.setdefault(route.path, {})[method.lower()] = _operation(route, route.endpoint)
     _, schemas = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF + "{model}")
     return json.dumps(
         {
@@ -175,8 +187,9 @@ def service_version() -> str:
     return str(project["version"])
 
 
-def _operation(route: Route, described: Description) -> Json:
-    summary, _, details = (getdoc(route.endpoint) or "").partition("\n\n")
+def _operation(route: Route, endpoint: Endpoint) -> Json:
+    described = endpoint.description
+    summary, _, details = (getdoc(endpoint.handler) or "").partition("\n\n")
     operation: Json = {
         "operationId": route.name,
         "summary": summary.rstrip("."),

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote
 
@@ -130,41 +129,33 @@ def error_response(problem: Problem) -> Response:
     return Response(body, problem.status, problem.headers, media_type="application/json")
 
 
-async def _on_problem(request: Request, error: Problem) -> Response:
-    return error_response(error)
+def answer_to(error: Exception, request: Request) -> Response | None:
+    """Returns what the client is told of this error; None when it is a bug."""
+    match error:
+        case Problem():
+            return error_response(error)
+        case TaskExists():
+            return error_response(Problem(409, "Task already exists"))
+        case Unavailable():
+            log.warning("503: %s", error)
+            return error_response(Problem(503, "Service unavailable", {"Retry-After": str(RETRY_SECONDS)}))
+        case HTTPException():
+            return _no_route(error, request)
+    return None
 
 
-async def _on_unavailable(request: Request, error: Unavailable) -> Response:
-    log.warning("503: %s", error)
-    return error_response(Problem(503, "Service unavailable", {"Retry-After": str(RETRY_SECONDS)}))
-
-
-async def _on_task_exists(request: Request, error: TaskExists) -> Response:
-    return error_response(Problem(409, "Task already exists"))
-
-
-async def _on_no_route(request: Request, error: HTTPException) -> Response:
+def _no_route(error: HTTPException, request: Request) -> Response:
     """The router's own 404 and 405; below /api/ it is told only to those who may ask there."""
-    if request.scope["path"].startswith("/api/"):
-        request.scope.setdefault("path_params", {"user_id": request.scope["path"].split("/")[2]})
+    path = request.scope["path"]
+    if path.startswith("/api/"):
+        request.scope.setdefault("path_params", {"user_id": path.split("/")[2]})
         try:
             authenticate(request)
         except Problem as refusal:
             return error_response(refusal)
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        matching = [route for route in request.app.routes if isinstance(route, Route) and _matches(route, request)]
-        headers["Allow"] = ", ".join(sorted({method for route in matching for method in route.methods or ()}))
+        routes = [route for route in request.app.routes if isinstance(route, Route) and route.path_regex.match(path)]
+        methods = {method for route in routes for method in route.methods or ()} or {"GET", "HEAD"}  # a static file
+        headers["Allow"] = ", ".join(sorted(methods))
     return error_response(Problem(error.status_code, error.detail, headers))
-
-
-def _matches(route: Route, request: Request) -> bool:
-    return route.path_regex.match(request.scope["path"]) is not None
-
-
-exception_handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-    Problem: _on_problem,
-    Unavailable: _on_unavailable,
-    TaskExists: _on_task_exists,
-    HTTPException: _on_no_route,
-}

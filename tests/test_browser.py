@@ -1,0 +1,260 @@
+"""What only a browser can show: a frontend's scripts may call the API, a stranger's may not, and /docs stands alone."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
+
+from tests.conftest import SECRET, Served, make_token, serving
+
+COMMANDS = ("chromium", "chromium-browser", "google-chrome")
+
+# What CORS hides from the script is not among the headers that it collects.
+FETCH = """async ([url, options]) => {
+    const response = await fetch(url, {credentials: "include", ...options});
+    const text = await response.text();
+    return [response.status, Object.fromEntries(response.headers), text ? JSON.parse(text) : null];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = next(filter(None, map(shutil.which, COMMANDS)), None)
+    if executable is None:
+        missing = f"no Chromium found: the PATH has none of {', '.join(COMMANDS)}"
+        if os.environ.get("CI"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    expect.set_options(timeout=20_000)  # milliseconds; the usual 5 s are short for a busy machine
+    with sync_playwright() as playwright:
+        # Playwright itself adds --no-sandbox, and most of what keeps Chromium from talking to the internet.
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--disable-gpu", "--disable-quic"])
+        yield chromium
+        chromium.close()
+
+
+class BlankPage(BaseHTTPRequestHandler):
+    """Answers every GET with a page of which only the origin matters."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>A frontend</title>")
+
+    def log_message(self, *_: Any) -> None:
+        """Writes nothing: the base class has a line for each request."""
+
+
+def frontend() -> Iterator[str]:
+    """Serves blank pages on a free port; yields their origin."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BlankPage) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+listed = pytest.fixture(scope="module")(frontend)
+unlisted = pytest.fixture(scope="module")(frontend)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, database_url: str, listed: str) -> Iterator[Served]:
+    """The service, with the listed origin as one of two."""
+    folder = tmp_path_factory.mktemp("browser")
+    origins = f"https://frontend.test, {listed}"
+    with serving(folder, DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET, FRONTEND_URL=origins) as served:
+        yield served
+
+
+@dataclass
+class Answer:
+    """What a script in the page gets to see of an answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Visitor:
+    """A user with a page open."""
+
+    id: str
+    page: Page
+    address: str  # the service's
+
+    @property
+    def token(self) -> str:
+        return make_token(self.id)
+
+    @property
+    def tasks(self) -> str:
+        return f"/api/{self.id}/tasks"
+
+    def fetch(self, path: str, **options: Any) -> Answer:
+        """Calls the service by the page's `fetch`."""
+        return Answer(*self.page.evaluate(FETCH, [self.address + path, options]))
+
+    def call(self, method: str, path: str = "", body: Any = None, **headers: str) -> Answer:
+        """Calls the API below the user's tasks by the page's `fetch`."""
+        headers |= {"Authorization": f"Bearer {self.token}"}
+        if body is None:
+            return self.fetch(self.tasks + path, method=method, headers=headers)
+        headers |= {"Content-Type": "application/json"}
+        return self.fetch(self.tasks + path, method=method, headers=headers, body=json.dumps(body))
+
+    def stored(self) -> Any:
+        """Returns the user's tasks, without the browser."""
+        response = httpx.get(self.address + self.tasks, headers={"Authorization": f"Bearer {self.token}"})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@pytest.fixture
+def visitor(browser: Browser, service: Served) -> Iterator[Visitor]:
+    """A user of the test's own, with a page in a profile of its own: no cache, no cookies, no remembered preflight."""
+    with browser.new_page() as page:
+        yield Visitor(f"visitor-{uuid4()}", page, service.address)
+
+
+# A frontend -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_listed_page_calls_all_six_routes(visitor: Visitor, listed: str) -> None:
+    visitor.page.goto(listed)
+    created = visitor.call("POST", body={"title": "Buy milk"})
+    assert (created.status, created.body["title"]) == (201, "Buy milk")
+    path = f"/{created.body['id']}"
+
+    found = visitor.call("GET", path)
+    assert (found.status, found.body) == (200, created.body)
+
+    for method, rest, body, expected in (
+        ("PUT", "", {"title": "Buy oat milk"}, {"title": "Buy oat milk"}),
+        ("PATCH", "", {"priority": "high"}, {"priority": "high"}),
+        ("PATCH", "/complete", None, {"is_completed": True}),
+        ("PATCH", "/complete", {"is_completed": False}, {"is_completed": False}),
+    ):
+        changed = visitor.call(method, path + rest, body)
+        assert changed.status == 200
+        assert changed.body.items() >= expected.items()
+        tasks = visitor.call("GET")
+        assert (tasks.status, tasks.body) == (200, [changed.body])
+
+    deleted = visitor.call("DELETE", path)
+    assert (deleted.status, deleted.body) == (204, None)
+    assert visitor.stored() == []
+
+
+def test_a_listed_page_may_send_and_read_the_contract_s_headers(visitor: Visitor, listed: str) -> None:
+    visitor.page.goto(listed)
+    sent = {
+        "Idempotency-Key": str(uuid4()),
+        "If-Match": "*",
+        "If-None-Match": '"0"',
+        "Last-Event-ID": "0",
+        "X-Request-Id": "sent-by-the-page",
+    }
+    created = visitor.call("POST", body={"title": "Buy milk"}, **sent)
+    assert created.status == 201
+    assert created.headers["location"] == f"{visitor.tasks}/{created.body['id']}"
+    assert created.headers["x-request-id"] == "sent-by-the-page"
+    assert created.headers["server-timing"].startswith("total;dur=")
+
+
+def test_a_listed_page_can_read_errors(visitor: Visitor, listed: str) -> None:
+    visitor.page.goto(listed)
+    for answer, status, detail in (
+        (visitor.fetch(visitor.tasks), 401, "Missing authorization header"),
+        (visitor.call("GET", f"/{uuid4()}"), 404, "Task not found"),
+        (visitor.fetch("/nowhere"), 404, "Not Found"),
+        (visitor.call("POST", body={"title": "x" * 65_536}), 413, "Request body too large"),
+        (visitor.call("POST", body={}), 422, [{"loc": ["body", "title"], "msg": "Field required", "type": "missing"}]),
+    ):
+        assert (answer.status, answer.body) == (status, {"detail": detail})
+        assert answer.headers["x-request-id"]
+
+
+def test_a_page_that_is_not_listed_is_refused(visitor: Visitor, unlisted: str) -> None:
+    visitor.page.goto(unlisted)
+    with refused_by_cors(visitor.page):
+        visitor.call("POST", body={"title": "Buy milk"})  # the preflight comes first, and goes no further
+    with refused_by_cors(visitor.page):
+        visitor.fetch("/healthz")  # needs no preflight
+    assert visitor.stored() == []
+
+
+@contextmanager
+def refused_by_cors(page: Page) -> Iterator[None]:
+    """Expects `fetch` to fail; as it tells the script no reason, the console must tell that CORS is the reason."""
+    with (
+        page.expect_console_message(lambda message: "blocked by CORS policy" in message.text),
+        pytest.raises(Error, match="TypeError: Failed to fetch"),
+    ):
+        yield
+
+
+# The documentation ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def docs_open(visitor: Visitor) -> Iterator[Page]:
+    """Opens /docs; by the end of the block it must have asked no other host for anything and had no errors."""
+    page = visitor.page
+    urls: list[str] = []
+    messages: list[tuple[str, str]] = []
+    page.on("request", lambda request: urls.append(request.url))
+    # what violates the content security policy is an error on the console, too
+    page.on("console", lambda message: messages.append((message.type, message.text)))
+    page.on("pageerror", lambda error: messages.append(("error", str(error))))
+    page.goto(visitor.address + "/docs", wait_until="networkidle")
+    yield page
+    assert [url for url in urls if not url.startswith(visitor.address + "/")] == []
+    assert [text for kind, text in messages if kind == "error"] == []
+    expect(page.locator(".errors-wrapper")).to_have_count(0)
+
+
+def test_docs_render_every_operation(visitor: Visitor) -> None:
+    paths = httpx.get(visitor.address + "/openapi.json").json()["paths"]
+    operations = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    with docs_open(visitor) as page:
+        blocks = page.locator(".opblock")
+        expect(blocks).to_have_count(len(operations))
+        assert {shown_operation(block) for block in blocks.all()} == operations
+
+
+def shown_operation(block: Locator) -> tuple[str, str | None]:
+    path = block.locator(".opblock-summary-path").get_attribute("data-path")  # the text has breaks in it
+    return block.locator(".opblock-summary-method").inner_text(), path
+
+
+def test_docs_create_a_task_by_clicks(visitor: Visitor) -> None:
+    with docs_open(visitor) as page:
+        page.get_by_role("button", name="Authorize").click()
+        dialog = page.locator(".dialog-ux")
+        dialog.get_by_label("auth-bearer-value").fill(visitor.token)
+        dialog.get_by_role("button", name="Apply credentials").click()
+        dialog.get_by_role("button", name="Close").click()
+
+        operation = page.locator("#operations-tasks-create_task")
+        operation.locator(".opblock-summary-control").click()
+        operation.get_by_placeholder("user_id").fill(visitor.id)
+        example = json.loads(operation.locator("textarea").input_value())
+        operation.get_by_role("button", name="Execute").click()
+        expect(operation.locator(".live-responses-table .response .response-col_status")).to_contain_text("201")
+
+    (task,) = visitor.stored()
+    assert task.items() >= example.items()
