@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import log
 from service.batches import waited
 from service.errors import Problem
-from service.log import log_request
 from service.web import answer_to, error_response
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 HEADER_BYTES = 32 * 1024  # of all the request's headers; browsers and proxies stay below 16 KiB
@@ -70,7 +70,7 @@ class Edge:
         except Exception as error:
             answer = answer_to(error, Request(scope))
             if answer is None:
-                log.exception("500 in request %s", exchange.request_id)
+                logger.exception("500 in request %s", exchange.request_id)
                 answer = error_response(Problem(500, "Internal server error"))
             if exchange.status:
                 raise  # the answer had begun: the server closes the connection
@@ -122,16 +122,17 @@ class _Exchange:
 
     def write_log(self) -> None:
         """Writes the request's line."""
-        route = self._scope.get("route")
-        log_request(
-            method=self._scope["method"],
-            route=route.path if route else "-",
-            status=self.status,
-            total_ms=self._milliseconds(),
-            database_ms=sum(self.waits),
-            user=self._scope.get("user_id"),
-            request_id=self.request_id,
-        )
+        if log.requests is not None:
+            route = self._scope.get("route")
+            log.requests.add(
+                self._scope["method"],
+                route.path if route else "-",
+                self.status,
+                self._milliseconds(),
+                sum(self.waits),
+                self._scope.get("user_id"),
+                self.request_id,
+            )
 
     def _milliseconds(self) -> float:
         return (time.perf_counter() - self._started) * 1000

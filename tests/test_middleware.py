@@ -1,14 +1,17 @@
 """What every answer carries: ids, security and CORS headers, timings; and the log's line."""
 
+import asyncio
+import io
 import json
 import logging
+import re
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from service.log import JsonFormatter, TextFormatter
+from service.log import JsonFormatter, RequestLog, TextFormatter
 from tests.conftest import ORIGIN, User
 
 EXPOSED = {
@@ -127,56 +130,85 @@ async def test_another_origin_gets_no_cors_header(user: User, origin: str) -> No
 # The log --------------------------------------------------------------------------------------------------------------
 
 
-async def request_record(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
-    (record,) = [record for record in caplog.records if record.name == "service.request"]
-    return record
+class Lines(io.StringIO):
+    """A log that a test reads."""
+
+    async def read_new(self) -> list[str]:
+        await asyncio.sleep(0)  # they are written at the end of the event loop's turn
+        lines = self.getvalue().splitlines()
+        self.seek(0)
+        self.truncate()
+        return lines
 
 
-async def test_a_request_writes_one_line(user: User, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+@pytest.fixture(params=["text", "json"])
+def format_(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def lines(format_: str, monkeypatch: pytest.MonkeyPatch) -> Lines:
+    lines = Lines()
+    monkeypatch.setattr("service.log.requests", RequestLog(lines, format_))
+    return lines
+
+
+async def test_a_request_writes_one_line(user: User, lines: Lines, format_: str) -> None:
     answer = await user.call("GET", f"/{uuid4()}", headers={"X-Request-Id": "the-one"})
-    record = await request_record(caplog)
+    (line,) = await lines.read_new()
+    if format_ == "json":
+        fields = json.loads(line)
+        assert list(fields) == [
+            "time",
+            "level",
+            "method",
+            "route",
+            "status",
+            "total_ms",
+            "database_ms",
+            "user",
+            "request_id",
+        ]
+        told = {"method": "GET", "route": "/api/{user_id}/tasks/{task_id}", "status": answer.status_code}
+        assert fields.items() >= (told | {"user": user.id, "request_id": "the-one"}).items()
+        assert 0 < fields["database_ms"] < fields["total_ms"]
+    else:
+        assert re.fullmatch(
+            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO GET /api/\{user_id\}/tasks/\{task_id\} 404 "
+            rf'\d+\.\dms db=\d+\.\dms user="{user.id}" id=the-one',
+            line,
+        )
 
-    line = json.loads(JsonFormatter().format(record))
-    assert (
-        line.items()
-        >= {
-            "level": "info",
-            "method": "GET",
-            "route": "/api/{user_id}/tasks/{task_id}",
-            "status": answer.status_code,
-            "user": user.id,
-            "request_id": "the-one",
-        }.items()
-    )
-    assert 0 < line["database_ms"] < line["total_ms"]
 
-    text = TextFormatter().format(record)
-    assert text.count("\n") == 0
-    for part in ("GET /api/{user_id}/tasks/{task_id} 404", f'user="{user.id}"', "id=the-one", "db="):
-        assert part in text
+async def test_simultaneous_requests_write_a_line_each(user: User, lines: Lines) -> None:
+    await asyncio.gather(*(user.call("GET", headers={"X-Request-Id": f"r{number}"}) for number in range(20)))
+    written = "".join(await lines.read_new())
+    assert sorted(re.findall(r"\br\d+\b", written)) == sorted(f"r{number}" for number in range(20))
 
 
-async def test_neither_token_nor_body_reaches_the_log(user: User, caplog: pytest.LogCaptureFixture) -> None:
+async def test_neither_token_nor_body_reaches_the_log(
+    user: User, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     token = user.headers["Authorization"].split()[1]
     for body in ({"title": "a secret wish"}, {"title": "a secret wish", "colour": "a secret wish"}):
         await user.call("POST", json=body)
     await user.client.get(user.tasks, headers={"Authorization": f"Bearer {token}x"})
     await user.client.get(f"/nothing/{token}")
-    for record in (record for record in caplog.records if not record.name.startswith("http")):  # not the client's own
-        for formatter in (TextFormatter(), JsonFormatter()):
-            text = formatter.format(record)
-            assert token not in text
-            assert "secret wish" not in text
+    written = await lines.read_new()
+    assert len(written) == 4
+    written += [record.getMessage() for record in caplog.records if not record.name.startswith("http")]
+    for line in written:
+        assert token not in line
+        assert "secret wish" not in line
 
 
-async def test_a_user_id_cannot_break_the_line(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+async def test_a_user_id_cannot_break_the_line(client: httpx.AsyncClient, lines: Lines, format_: str) -> None:
     hostile = User('x" 200\n2026 INFO forged', client)
     answer = await client.get("/api/x%22%20200%0A2026%20INFO%20forged/tasks", headers=hostile.headers)
     assert answer.status_code == 200
-    assert TextFormatter().format(await request_record(caplog)).count("\n") == 0
+    (line,) = await lines.read_new()
+    assert format_ == "text" or json.loads(line)["user"] == hostile.id
 
 
 def test_a_warning_names_its_cause_and_an_error_has_its_traceback() -> None:
