@@ -182,7 +182,7 @@ async def test_a_request_writes_one_line(user: User, lines: Lines, format_: str)
 
 async def test_simultaneous_requests_write_a_line_each(user: User, lines: Lines) -> None:
     await asyncio.gather(*(user.call("GET", headers={"X-Request-Id": f"r{number}"}) for number in range(20)))
-    written = "".join(await lines.read_new())
+    written = " ".join(await lines.read_new())
     assert sorted(re.findall(r"\br\d+\b", written)) == sorted(f"r{number}" for number in range(20))
 
 
