@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test check lock
+.PHONY: run test check bench lock
 
 run: .venv/run.done
 	$(BIN)/python -m service serve
@@ -15,6 +15,10 @@ check: .venv/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Needs more than this project's own packages: it says what, and tests/bench/README.md how to install it.
+bench: .venv/dev.done
+	$(BIN)/python -m tests.bench $(ARGS)
 
 # After a change of the dependencies in pyproject.toml.
 lock: .venv/dev.done

@@ -38,9 +38,10 @@ def path_uuid(request: Request, name: str) -> str:
 
 def refuse_query(request: Request) -> None:
     """Raises Problem, a 422 that names them, when the query string has parameters: this route knows none."""
+    if not request.scope["query_string"]:
+        return
     names = [name for name, _ in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)]
-    if names:
-        raise Problem(422, [Invalid(loc=["query", name], msg="Unknown parameter", type="extra") for name in names])
+    raise Problem(422, [Invalid(loc=["query", name], msg="Unknown parameter", type="extra") for name in names or [""]])
 
 
 async def read_body(request: Request, model: type[BodyModel]) -> BodyModel:
