@@ -1,0 +1,110 @@
+"""Who stands against whom: the benchmark's own comparison, and those for the other figures.
+
+A line-up maps each row's title to how it is measured; the first row is held against the others. The processes run
+until the stack is closed, and only the one that is measured is under load.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import database
+from tests.bench.check import same_answers
+from tests.bench.load import Ground, Sample, Timing, beside, measure, pgbench
+from tests.bench.peers import PEERS, started
+from tests.bench.processes import Running
+
+USERS = 5_000  # 250,000 tasks
+BIG_USERS = 200_000  # 10,000,000 tasks
+
+# (workload, connections, seed) -> what was measured; None where it says nothing there
+Measure = Callable[[str, int, int], Sample | None]
+LineUp = dict[str, Measure]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every line-up is built from."""
+
+    stack: ExitStack
+    server: database.Server
+    folder: Path
+    timing: Timing
+
+    def ground(self, users: int = USERS) -> Ground:
+        """Returns a newly seeded database."""
+        users_file = self.folder / f"users-{users}"
+        database.write_users(users_file, users)
+        return Ground(self.server, database.seed(self.server, f"tasks_{users}", users), users, users_file)
+
+    def start(self, name: str, ground: Ground, **settings: str) -> Running:
+        """Returns the started peer."""
+        return self.stack.enter_context(started(name, ground.url, self.folder, **settings))
+
+    def measuring(self, ground: Ground, peer: Running) -> Measure:
+        """Returns how the peer is measured."""
+        return lambda workload, connections, seed: measure(ground, peer, workload, connections, seed, self.timing)
+
+
+def standard(stage: Stage, names: list[str], connections: int) -> LineUp:
+    """The service against its peers, and beside them the two limits; pgbench is measured with the first connections."""
+    ground = stage.ground()
+    running = {name: stage.start(name, ground) for name in names if name in PEERS}
+    same_answers(running["service"], [running[name] for name in running if name not in ("service", "empty")])
+    line_up = {peer.title: stage.measuring(ground, peer) for name, peer in running.items() if name != "empty"}
+
+    def empty(workload: str, connections: int, seed: int) -> Sample | None:
+        return (
+            measure(ground, running["empty"], workload, connections, seed, stage.timing) if workload == "one" else None
+        )
+
+    def statements(workload: str, at: int, seed: int) -> Sample | None:
+        return pgbench(ground, workload, stage.folder, stage.timing.measured) if at == connections else None
+
+    if "empty" in names:
+        line_up[running["empty"].title] = empty
+    if "pgbench" in names:
+        line_up["pgbench"] = statements
+    return line_up
+
+
+def big(stage: Stage) -> LineUp:
+    """The service with ten million tasks against the service with 250,000."""
+    grounds = [stage.ground(users) for users in (BIG_USERS, USERS)]
+    return {
+        f"{ground.users * database.TASKS_EACH:,} tasks": stage.measuring(ground, stage.start("service", ground))
+        for ground in grounds
+    }
+
+
+def whale(stage: Stage) -> LineUp:
+    """The service while one user lists 10,000 tasks in a loop, against the same service without."""
+    ground = stage.ground()
+    database.seed_whale(ground.url)
+    whale_file = stage.folder / "whale"
+    database.write_whale(whale_file)
+    service = stage.start("service", ground)
+
+    def beside_the_whale(workload: str, connections: int, seed: int) -> Sample | None:
+        lists = beside(service, "list", whale_file, stage.timing.measured)
+        return measure(ground, service, workload, connections, seed, stage.timing, lists)
+
+    return {"beside the whale": beside_the_whale, "without it": stage.measuring(ground, service)}
+
+
+def alone(stage: Stage) -> LineUp:
+    """The service against itself with a plain fetchval for each request."""
+    ground = stage.ground()
+    peers = [stage.start(name, ground) for name in ("service", "plain")]
+    return {peer.title: stage.measuring(ground, peer) for peer in peers}
+
+
+def workers(stage: Stage, count: int) -> LineUp:
+    """The service with several workers against the service with one."""
+    ground = stage.ground()
+    several = stage.start("service", ground, WEB_CONCURRENCY=str(count))
+    return {
+        f"{count} workers": stage.measuring(ground, several),
+        "1 worker": stage.measuring(ground, stage.start("service", ground)),
+    }

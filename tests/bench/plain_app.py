@@ -1,0 +1,67 @@
+"""The service with one plain `fetchval` a request in the place of its own way to the database."""
+
+from typing import Any
+
+import asyncpg
+import uvicorn
+from starlette.applications import Starlette
+
+from service import log
+from service.app import create_app
+from service.batches import Statement
+from service.settings import load
+
+
+class PlainDatabase:
+    """What the service asks of its database, and nothing shared between calls."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        """Opens the pool, without its second round trip on release, which the service avoids as well."""
+        self._pool = await asyncpg.create_pool(self._url, min_size=5, max_size=15, init=_pass_json, reset=_keep)
+
+    async def close(self) -> None:
+        """Closes the pool."""
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def fetch(self, statement: Statement, *arguments: Any) -> Any:
+        """Returns the first column of the statement's row."""
+        if self._pool is None:
+            raise asyncpg.InterfaceError("the pool is not open")
+        return await self._pool.fetchval(statement.sql, *arguments)
+
+
+async def _pass_json(connection: Any) -> None:
+    await connection.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+
+
+async def _keep(connection: Any) -> None:
+    """Leaves the connection as it is: no statement leaves anything behind in its session."""
+
+
+def application() -> Starlette:
+    """Returns the service's application with the plain database in it."""
+    settings = load()
+    log.set_up(settings.log_level, settings.log_format)
+    app = create_app(settings)
+    app.state.db = PlainDatabase(settings.url())
+    return app
+
+
+if __name__ == "__main__":
+    # the same as in service/__main__.py
+    uvicorn.run(
+        "tests.bench.plain_app:application",
+        factory=True,
+        port=load().port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )

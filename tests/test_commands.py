@@ -1,0 +1,391 @@
+"""`python -m service` as a person meets it: what it prints, what signals do to it, and what it leaves behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from tests.conftest import SECRET, Served, empty_database, service_environment, serving, wait_until
+from tests.processes import Client, embedded_url, kill, own_folder, postgres_processes, run_service, stop
+
+SHOW_TITLES = "-At -c 'select title from task'"
+NOBODY_LISTENS = "postgresql://me:hush-hush@127.0.0.1:1/tasks"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with own_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def migrated_folder() -> Iterator[Path]:
+    with own_folder() as path:
+        assert run_service(path, "migrate").returncode == 0
+        yield path
+
+
+@pytest.fixture
+def used_folder(migrated_folder: Path) -> Iterator[Path]:
+    """A folder in which a service ran before and has stopped: to start there takes half the time."""
+    yield migrated_folder
+    kill(postgres_processes(migrated_folder))
+    (migrated_folder / ".data" / "postgres" / "postmaster.pid").unlink(missing_ok=True)
+
+
+def external(url: str) -> dict[str, str]:
+    return {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
+
+
+def paste(folder: Path, line: str) -> str:
+    """Runs the line as a shell in the folder does; returns what it prints."""
+    command, environment = ["sh", "-c", line], service_environment()
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    return ended.stdout
+
+
+def accepts(service: Served) -> bool:
+    try:
+        httpx.get(service.address + "/healthz", timeout=0.5)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+# The embedded database ------------------------------------------------------------------------------------------------
+
+
+def test_what_a_first_run_prints_works_when_pasted(folder: Path) -> None:
+    with serving(folder) as service:
+        assert service.process.stdout is not None
+        docs, psql, *curl = (service.process.stdout.readline() for _ in range(5))
+        label, docs = docs.split()
+        assert (label, httpx.get(docs).status_code) == ("docs", 200)
+
+        created = paste(folder, "".join(curl).strip().removeprefix("try"))
+        assert created.startswith("HTTP/1.1 201 ")
+        show = f"{psql.strip().removeprefix('psql')} {SHOW_TITLES}"
+        assert paste(folder, show) == "Buy milk\n"
+        assert stop(service) == 0
+    assert postgres_processes(folder) == []
+    assert paste(folder, show) == "Buy milk\n", "psql needs no running service"
+    assert postgres_processes(folder) == []
+
+    with serving(folder) as service:
+        token = re.findall(r"Bearer ([^']+)", "".join(curl))[0]
+        tasks = httpx.get(service.address + "/api/demo/tasks", headers={"Authorization": f"Bearer {token}"}).json()
+        assert [task["title"] for task in tasks] == ["Buy milk"], "tasks and tokens outlive a restart"
+        assert stop(service, signal.SIGINT) == 0
+    assert postgres_processes(folder) == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_lets_a_request_finish_and_stops_everything(used_folder: Path, workers: str) -> None:
+    with (
+        serving(used_folder, BETTER_AUTH_SECRET=SECRET, WEB_CONCURRENCY=workers) as service,
+        ThreadPoolExecutor() as threads,
+    ):
+        client = Client(service)
+        client.create("first")
+        with psycopg.connect(embedded_url(used_folder)) as somebody:
+            somebody.execute("select from account where user_id = %s for update", [client.user])
+            request = threads.submit(client.create, "second")
+            waiting = "select count(*) from pg_locks where not granted"
+            wait_until(lambda: somebody.execute(waiting).fetchone() == (1,))
+
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not accepts(service))
+            assert not request.done()
+        assert request.result().status_code == 201
+        assert service.process.wait(10) == 0
+    assert postgres_processes(used_folder) == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_service_can_be_started_again_at_the_same_address(used_folder: Path, workers: str) -> None:
+    settings = {"BETTER_AUTH_SECRET": SECRET, "WEB_CONCURRENCY": workers}
+    with serving(used_folder, **settings) as service:
+        first = Client(service)
+        first.create("kept")
+        left_behind = psutil.Process(service.process.pid).children(recursive=True)
+        service.process.kill()
+        service.process.wait()
+    assert postgres_processes(used_folder)
+    try:
+        wait_until(lambda: not accepts(service), seconds=5)
+        with serving(used_folder, PORT=str(service.port), **settings) as service:
+            assert Client(service, first.user).titles() == ["kept"]
+            assert stop(service) == 0
+        assert postgres_processes(used_folder) == []
+    finally:
+        kill([process for process in left_behind if process.is_running()])
+
+
+@pytest.mark.parametrize("program", ["unrelated", "postgres"])
+def test_after_a_power_cut_the_next_start_works(used_folder: Path, tmp_path: Path, program: str) -> None:
+    with serving(used_folder, BETTER_AUTH_SECRET=SECRET) as service:
+        client = Client(service)
+        client.create("kept")
+        service.process.kill()
+        service.process.wait()
+        kill(postgres_processes(used_folder))
+
+    another = tmp_path / program
+    another.symlink_to(shutil.which("sleep") or "sleep")
+    with subprocess.Popen([another, "60"]) as living:
+        pid_file = used_folder / ".data" / "postgres" / "postmaster.pid"
+        _, rest = pid_file.read_text().split("\n", 1)
+        pid_file.write_text(f"{living.pid}\n{rest}")  # the number is another's now
+        try:
+            with serving(used_folder, BETTER_AUTH_SECRET=SECRET) as service:
+                assert Client(service, client.user).titles() == ["kept"]
+                assert stop(service) == 0
+            assert living.poll() is None, "nobody else is stopped"
+        finally:
+            living.kill()
+    assert postgres_processes(used_folder) == []
+
+
+def test_two_services_in_one_folder_share_its_database_until_the_last_has_gone(folder: Path) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor() as threads:
+        starting = [serving(folder, BETTER_AUTH_SECRET=SECRET) for _ in range(2)]
+        first, second = threads.map(stack.enter_context, starting)
+        client = Client(first)
+        client.create("shared")
+        assert stop(first) == 0
+        assert Client(second, client.user).titles() == ["shared"]
+        assert stop(second) == 0
+    assert postgres_processes(folder) == []
+
+
+def test_closing_the_terminal_stops_everything_too(used_folder: Path) -> None:
+    with serving(used_folder) as service:
+        stop(service, signal.SIGHUP)
+    assert postgres_processes(used_folder) == []
+
+
+def test_a_start_can_be_interrupted_and_the_next_one_works(folder: Path) -> None:
+    for half_way in (".data", ".data/postgres.unfinished/PG_VERSION", ".data/postgres/postmaster.pid"):
+        starting = subprocess.Popen([sys.executable, "-m", "service"], cwd=folder, env=service_environment(PORT="0"))
+        while not (folder / half_way).exists():  # without a pause: the moment is short
+            assert starting.poll() is None
+        starting.send_signal(signal.SIGTERM)
+        assert starting.wait(10) == 0
+        assert postgres_processes(folder) == [], half_way
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(folder: Path) -> None:
+    ended = run_service(folder, "--help")
+    assert ended.returncode == 0
+    assert re.findall(r"^    (\w+)  ", ended.stdout, re.MULTILINE) == ["serve", "migrate", "token", "psql"]
+
+
+def test_a_token_is_accepted_by_the_service(folder: Path, served: Served, database_url: str) -> None:
+    ended = run_service(folder, "token", "ünal smith", **external(database_url))
+    assert ended.returncode == 0, ended.stderr
+    headers = {"Authorization": f"Bearer {ended.stdout.strip()}"}
+    assert httpx.get(served.address + "/api/ünal smith/tasks", headers=headers).json() == []
+    assert httpx.get(served.address + "/api/other/tasks", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "printed"),
+    [
+        (["-At", "-c", "select 'x' where current_database() = 'postgres'"], 0, "x\n"),
+        (["-v", "ON_ERROR_STOP=1", "-f", "wrong.sql"], 3, ""),
+        (["-c", "select nonsense"], 1, ""),
+    ],
+)
+def test_psql_gets_its_arguments_and_gives_its_exit_status(
+    folder: Path, database_url: str, arguments: list[str], status: int, printed: str
+) -> None:
+    (folder / "wrong.sql").write_text("select nonsense;")
+    ended = run_service(folder, "psql", *arguments, **external(database_url))
+    assert (ended.returncode, ended.stdout) == (status, printed), ended.stderr
+
+
+def test_ctrl_c_in_psql_ends_the_query_and_is_no_end_of_psql(folder: Path, database_url: str) -> None:
+    command = [sys.executable, "-m", "service", "psql", "-c", "select pg_sleep(20)"]
+    psql = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=service_environment(**external(database_url)),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as in a terminal, where Ctrl+C goes to all of a command's processes
+    )
+    running = "select count(*) from pg_stat_activity where query = 'select pg_sleep(20)' and state = 'active'"
+    with psycopg.connect(database_url, autocommit=True) as somebody:
+        wait_until(lambda: somebody.execute(running).fetchone() == (1,))
+    os.killpg(psql.pid, signal.SIGINT)
+    _, said = psql.communicate(timeout=10)
+    assert (psql.returncode, said) == (1, "Cancel request sent\nERROR:  canceling statement due to user request\n")
+
+
+def test_migrate_says_what_it_applied_also_when_two_run_at_once(folder: Path, database_url: str) -> None:
+    with empty_database(database_url) as url, ThreadPoolExecutor() as threads:
+        both = list(threads.map(lambda _: run_service(folder, "migrate", **external(url)), range(2)))
+        assert [ended.returncode for ended in both] == [0, 0], both
+        applied, nothing = sorted(ended.stdout for ended in both)
+        assert applied.startswith("applied ")
+        assert nothing == "nothing to apply: the schema is current\n"
+
+
+def test_migrate_works_after_one_that_was_killed(folder: Path, database_url: str) -> None:
+    with empty_database(database_url) as url:
+        applied = run_service(folder, "migrate", **external(url)).stdout
+        with psycopg.connect(url) as somebody:
+            somebody.execute("drop table task, account")
+            somebody.execute("delete from _yoyo_migration")
+            somebody.execute("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
+        ended = run_service(folder, "migrate", **external(url))
+        assert (ended.returncode, ended.stdout) == (0, applied), ended.stderr
+
+
+def test_migrate_takes_a_url_without_a_host_between_its_slashes(folder: Path, database_url: str) -> None:
+    url = f"postgresql:///postgres?user=postgres&{database_url.partition('?')[2]}"
+    ended = run_service(folder, "migrate", **external(url))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_serve_takes_a_url_with_options_that_only_libpq_knows(folder: Path, database_url: str) -> None:
+    with serving(folder, **external(f"{database_url}&keepalives=1")) as service:
+        assert httpx.get(service.address + "/readyz").status_code == 200
+
+
+# The settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "texts"),
+    [
+        ({"DATABASE_URL": NOBODY_LISTENS}, ["BETTER_AUTH_SECRET", "is required with DATABASE_URL"]),
+        ({"BETTER_AUTH_SECRET": "hush-hush"}, ["BETTER_AUTH_SECRET", "has 9 characters and needs at least 32"]),
+        (external("mysql://me:hush-hush@127.0.0.1/x"), ["DATABASE_URL: must begin with postgresql://"]),
+        ({"PORT": "70000"}, ["PORT: ", "65535"]),
+        ({"DB_POOL_MIN": "20"}, ["DB_POOL_MIN (20) is above DB_POOL_MAX (15)"]),
+        (
+            {"PORT": "abc", "FRONTEND_URL": "*", "LOG_LEVEL": "loud"},
+            ["PORT: ", "FRONTEND_URL: '*' is no origin", "LOG_LEVEL: "],
+        ),
+        (
+            {"PORT": "abc", "DB_POOL_MIN": "20", "BETTER_AUTH_SECRET": "hush-hush"},
+            ["PORT", "DB_POOL_MIN", "BETTER_AUTH_SECRET"],
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(folder: Path, settings: dict[str, str], texts: list[str]) -> None:
+    said = refused(folder, **settings)
+    for text in texts:
+        assert text in said
+    assert list(folder.iterdir()) == [], "nothing was begun"
+
+
+def refused(folder: Path, *arguments: str, **settings: str) -> str:
+    """Returns what a command that cannot work says of it: on standard error only, for people, and no secret."""
+    ended = run_service(folder, *arguments, **settings)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert "hush-hush" not in ended.stderr
+    return ended.stderr
+
+
+def test_a_taken_port_is_named(folder: Path, served: Served, database_url: str) -> None:
+    said = refused(folder, PORT=str(served.port), **external(database_url))
+    assert f"PORT {served.port}: Address already in use" in said
+    assert "set PORT to a free one" in said
+
+
+@pytest.mark.parametrize("command", ["serve", "token"])
+def test_a_data_folder_that_cannot_be_written_is_named(folder: Path, command: str) -> None:
+    (folder / ".data").touch()  # a file: for root, who may run this, no folder is read-only
+    arguments = [command, "me"] if command == "token" else [command]
+    assert f"The data folder {folder / '.data'} is not writable" in refused(folder, *arguments)
+
+
+def test_migrate_says_that_nobody_listens(folder: Path) -> None:
+    assert "Connection refused" in refused(folder, "migrate", **external(NOBODY_LISTENS))
+
+
+def test_serve_starts_without_its_database_and_says_so(folder: Path) -> None:
+    with serving(folder, **external(NOBODY_LISTENS)) as service:
+        assert httpx.get(service.address + "/healthz").status_code == 200
+        response = Client(service).call("GET")
+        assert (response.status_code, response.json()) == (503, {"detail": "Service unavailable"})
+        assert int(response.headers["Retry-After"]) > 0
+        ready = httpx.get(service.address + "/readyz")
+        assert (ready.status_code, ready.json()["detail"][:9]) == (503, "database:")
+        assert "the database is away" in service.log.read_text()
+        assert "hush-hush" not in service.log.read_text()
+        assert stop(service) == 0
+
+
+# The log --------------------------------------------------------------------------------------------------------------
+
+
+LINE = re.compile(
+    r"20\S+Z (INFO|WARNING) (GET|POST) (-|/\S+) (?P<status>\d{3}) [\d.]+ms db=[\d.]+ms"
+    r' user=(?P<user>-|".+") id=(?P<request_id>\S+)'
+)
+
+
+def logged(folder: Path, database_url: str, **settings: str) -> list[str]:
+    """Serves a few requests, good and bad; returns the log's lines, once it is seen that they hold nobody's text."""
+    with serving(folder, **external(database_url), **settings) as service:
+        client = Client(service, "two\nlines")
+        requests: list[tuple[str, dict[str, Any]]] = [
+            ("201", {"json": {"title": "SECRET-TEXT"}}),
+            ("422", {"json": {"title": "x", "status": "SECRET-TEXT"}}),
+            ("401", {"json": {"title": "x"}, "headers": {"Authorization": "Bearer SECRET-TEXT"}}),
+        ]
+        for status, options in requests:
+            headers = {"X-Request-Id": f"request-{status}"} | options.pop("headers", {})
+            assert client.call("POST", headers=headers, **options).status_code == int(status)
+        assert stop(service) == 0
+        log = service.log.read_text()
+    for secret in ("SECRET-TEXT", client.headers["Authorization"].split(".")[1], SECRET):
+        assert secret not in log
+    return log.splitlines()
+
+
+def test_the_log_as_text_has_one_line_a_request(folder: Path, database_url: str) -> None:
+    lines = [LINE.fullmatch(line) for line in logged(folder, database_url)]
+    assert None not in lines
+    found = [line.group("request_id", "status", "user") for line in lines if line and line["status"] != "200"]
+    user = r'"two\nlines"'
+    assert found == [("request-201", "201", user), ("request-422", "422", user), ("request-401", "401", "-")]
+
+
+def test_the_log_as_json_has_one_object_a_request(folder: Path, database_url: str) -> None:
+    lines = [json.loads(line) for line in logged(folder, database_url, LOG_FORMAT="json")]
+    created, invalid, refused = [line for line in lines if line["status"] != 200]
+    for line in lines:
+        assert line["total_ms"] >= line["database_ms"] >= 0
+        assert line["level"] == "info"
+    assert created["database_ms"] > 0
+    common = {"method": "POST", "route": "/api/{user_id}/tasks", "user": "two\nlines"}
+    assert created.items() >= (common | {"status": 201, "request_id": "request-201"}).items()
+    assert invalid.items() >= (common | {"status": 422, "request_id": "request-422"}).items()
+    assert refused.items() >= (common | {"status": 401, "request_id": "request-401", "user": None}).items()
+
+
+def test_the_log_of_warnings_has_no_line_for_a_request(folder: Path, database_url: str) -> None:
+    assert logged(folder, database_url, LOG_LEVEL="warning") == []

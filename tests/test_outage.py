@@ -1,0 +1,160 @@
+"""A database that goes away, hangs, or is not what it should be: the service says so, stays up, and recovers."""
+
+import http.client
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from service.schema import migrate
+from tests.conftest import SECRET, Served, empty_database, serving, wait_until
+from tests.processes import Client, Postgres, own_folder, run_service, stop
+
+LONGEST = 5  # seconds for any answer, whatever the database does
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with own_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def postgres(folder: Path) -> Postgres:
+    postgres = Postgres(folder)
+    migrate(postgres.url)
+    return postgres
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, postgres: Postgres) -> Iterator[Served]:
+    with serving(folder, **external(postgres.url)) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Served) -> Client:
+    """A new user, who has one task."""
+    client = Client(service)
+    assert client.create("before").status_code == 201
+    return client
+
+
+def external(url: str) -> dict[str, str]:
+    return {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
+
+
+def ready(service: Served) -> httpx.Response:
+    return httpx.get(service.address + "/readyz", timeout=20)
+
+
+def is_ready(service: Served) -> bool:
+    return ready(service).status_code == 200
+
+
+def in_time(response: httpx.Response) -> httpx.Response:
+    assert response.elapsed.total_seconds() < LONGEST
+    return response
+
+
+def refuses_everything(service: Served, client: Client) -> None:
+    """Reads and writes, sent together, are all answered 503 in time, and only because of the database."""
+    task = "/0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11"
+    requests = [("GET", ""), ("GET", task), ("DELETE", task), ("PATCH", task + "/complete")] * 5
+    with ThreadPoolExecutor(len(requests) + 2) as threads:
+        answers = [threads.submit(client.call, method, path) for method, path in requests]
+        answers.append(threads.submit(client.create, "refused"))
+        readiness = threads.submit(ready, service)
+        assert httpx.get(service.address + "/healthz", timeout=1).status_code == 200
+        for answer in answers:
+            response = in_time(answer.result())
+            assert (response.status_code, response.json()) == (503, {"detail": "Service unavailable"})
+            assert int(response.headers["Retry-After"]) > 0
+        response = in_time(readiness.result())
+        assert (response.status_code, response.json()["detail"].partition(":")[0]) == (503, "database")
+    assert service.process.poll() is None
+
+
+def works(client: Client) -> None:
+    assert client.create("after").status_code == 201
+    assert client.titles()[0] == "after"
+
+
+def test_a_database_that_is_stopped_and_started_again(service: Served, postgres: Postgres, client: Client) -> None:
+    postgres.stop()
+    for _ in range(2):
+        refuses_everything(service, client)
+    postgres.start()
+    wait_until(lambda: is_ready(service), seconds=5)
+    works(client)
+    assert client.titles() == ["after", "before"]
+
+
+def test_a_database_that_comes_after_the_service(folder: Path, postgres: Postgres) -> None:
+    postgres.stop()
+    with serving(folder, **external(postgres.url)) as service:
+        client = Client(service)
+        refuses_everything(service, client)
+        postgres.start()
+        wait_until(lambda: is_ready(service), seconds=5)
+        works(client)
+
+
+def test_a_database_that_hangs(service: Served, postgres: Postgres, client: Client) -> None:
+    with postgres.hanging():
+        refuses_everything(service, client)
+    wait_until(lambda: is_ready(service), seconds=5)
+    works(client)
+    assert client.titles().count("refused") <= 1, "a refused write is done once or not at all"
+
+
+def test_a_service_can_be_stopped_while_its_database_hangs(folder: Path, postgres: Postgres) -> None:
+    with serving(folder, **external(postgres.url)) as service:
+        client = Client(service)
+        under_way = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        with postgres.hanging(), closing(under_way):
+            under_way.request("GET", f"/api/{client.user}/tasks", headers=client.headers)
+            assert httpx.get(service.address + "/healthz").status_code == 200
+            assert stop(service) == 0
+            assert under_way.getresponse().status == 503
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_a_lock_on_a_user_s_row_holds_up_that_user_s_writes_only(
+    service: Served, postgres: Postgres, client: Client
+) -> None:
+    with psycopg.connect(postgres.url) as somebody, ThreadPoolExecutor() as threads:
+        somebody.execute("select from account where user_id = %s for update", [client.user])
+        refused = threads.submit(client.create, "refused")
+        deadline = time.monotonic() + LONGEST
+        while not refused.done() and time.monotonic() < deadline:
+            other = Client(service)
+            for response in (other.create("x"), other.call("GET"), client.call("GET")):
+                assert response.status_code in (200, 201)
+                assert response.elapsed.total_seconds() < 1
+        assert in_time(refused.result()).status_code == 503
+        waiting = "select count(*) from pg_locks where not granted"
+        wait_until(lambda: somebody.execute(waiting).fetchone() == (0,), seconds=2)
+    assert client.titles() == ["before"], "what was refused was taken back, and is not done later"
+    works(client)
+
+
+def test_a_database_without_the_schema(folder: Path, database_url: str) -> None:
+    with empty_database(database_url) as url, serving(folder, **external(url)) as service:
+        client = Client(service)
+        for response in (client.call("GET"), client.create("x")):
+            assert (response.status_code, response.json()) == (503, {"detail": "Service unavailable"})
+            assert int(response.headers["Retry-After"]) > 0
+        response = ready(service)
+        assert (response.status_code, response.json()["detail"].partition(":")[0]) == (503, "schema")
+        assert "python -m service migrate" in response.json()["detail"]
+        assert "python -m service migrate" in service.log.read_text()
+
+        assert run_service(folder, "migrate", **external(url)).returncode == 0
+        wait_until(lambda: is_ready(service), seconds=5)
+        works(client)
