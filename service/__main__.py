@@ -1,12 +1,15 @@
 """python -m service: serve (the default), migrate, token, psql."""
 
 import argparse
+import multiprocessing
+import multiprocessing.process
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +42,8 @@ def main() -> None:
     # Ctrl+C and SIGTERM end the process in order: `with` blocks are left, and the exit status is 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    # A terminal that is closed ends it, too; uvicorn knows nothing of that signal.
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     arguments = _parser().parse_args()
     try:
         settings = load()
@@ -55,6 +60,8 @@ def application() -> Starlette:
     """What uvicorn calls in each worker."""
     settings = load()
     log.set_up(settings.log_level, settings.log_format)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     return create_app(settings)
 
 
@@ -101,10 +108,17 @@ def run_token(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
     """Runs psql on the service's database; returns its exit status."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl+C is for psql, which cancels its query
     psql = None if settings.database_url is None else shutil.which("psql")
     with _database(settings) as url:
         # the password goes through the environment: a command line is there for every user of the machine to read
         return subprocess.call([psql or embedded.PSQL, *arguments.arguments], env=os.environ | libpq_environment(url))  # noqa: S603
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """Ends this worker once its parent is gone, even one that was killed and could not tell."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _parser() -> argparse.ArgumentParser:

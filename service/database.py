@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import asyncpg
 
@@ -15,8 +15,29 @@ IDLE_SECONDS = 30  # a connection that sat longer is pinged: a serverless databa
 PING_SECONDS = 1
 CLOSE_SECONDS = 2
 
-# libpq's own options, which asyncpg would send to the server as settings
-NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
+# The options of a URL that asyncpg knows. It sends any other to the server as a setting, libpq's own among them.
+FOR_ASYNCPG = {
+    "host",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "passfile",
+    "service",
+    "options",
+    "sslmode",
+    "sslcert",
+    "sslkey",
+    "sslrootcert",
+    "sslcrl",
+    "sslpassword",
+    "sslnegotiation",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "target_session_attrs",
+    "krbsrvname",
+    "gsslib",
+}
 
 LOST = (
     OSError,  # TimeoutError and the refused connection among them
@@ -69,20 +90,23 @@ class Pool:
         """Opens the pool. When the database is away, returns all the same and goes on trying once a second."""
         try:
             await self._connect()
-        except LOST as error:
+        except (*LOST, asyncpg.PostgresError) as error:
             log.warning("the database is away, trying again every second: %s", _explain(error))
             self._in_background(self._connect_later())
 
     async def close(self) -> None:
         """Closes the pool once its connections are free, or after a few seconds without."""
         pool, self._pool = self._pool, None
-        for task in self._tasks:
-            task.cancel()
-        if pool is not None:
-            try:
-                await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
-            except TimeoutError:
-                pool.terminate()
+        if pool is None:
+            for task in self._tasks:
+                task.cancel()
+            return
+        try:
+            await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
+        except TimeoutError:
+            pool.terminate()
+        if self._tasks:  # connections on their way back; they end now, whatever the server does
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
     async def run(self, sql: str, executions: Sequence[Sequence[Any]]) -> Sequence[Any]:
         """Runs the statement once for each list of arguments, in one round trip and one transaction.
@@ -129,10 +153,10 @@ class Pool:
         return await pool.acquire()
 
     async def _connect(self) -> None:
-        parts = urlsplit(self._url)
-        query = [(name, value) for name, value in parse_qsl(parts.query) if name not in NOT_FOR_ASYNCPG]
+        address, _, query = self._url.partition("?")
+        options = [(name, value) for name, value in parse_qsl(query) if name in FOR_ASYNCPG]
         self._pool = await asyncpg.create_pool(
-            parts._replace(query=urlencode(query, quote_via=quote)).geturl(),
+            f"{address}?{urlencode(options, quote_via=quote)}",
             min_size=self._sizes[0],
             max_size=self._sizes[1],
             statement_cache_size=self._statement_cache,
@@ -150,7 +174,7 @@ class Pool:
             try:
                 await self._connect()
                 log.warning("the database is back")
-            except LOST as error:
+            except (*LOST, asyncpg.PostgresError) as error:
                 log.debug("the database is still away: %s", _explain(error))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:

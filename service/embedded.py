@@ -87,11 +87,11 @@ def _running_server() -> PostmasterInfo | None:
 
 
 def _forget_dead_server() -> None:
-    """Removes the lock file of a server that is gone; after a reboot its process number may be another program's."""
+    """Removes the lock file of a server that is gone; after a reboot its process number may be another process's."""
     path = _postmaster_file()
     try:
         pid = int(path.read_text().split("\n", 1)[0])
-        alive = psutil.Process(pid).name() == "postgres"
+        alive = psutil.Process(pid).cwd() == str(path.parent)  # a server works in its data folder
     except FileNotFoundError:
         return
     except (ValueError, psutil.Error):
@@ -150,6 +150,7 @@ def _stop_if_last(server: PostgresServer, lock: IO[str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    if _running_server() is not None:
+    _forget_dead_server()
+    if _postmaster_file().exists():  # it runs, or is just starting
         arguments = ("-w", "-m", "fast", "-D", str(server.pgdata), "stop")
         pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)

@@ -1,10 +1,10 @@
 """The environment, read once into a frozen object; everything that is wrong with it is named in one message."""
 
 import re
-from typing import Annotated, Literal, Self
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from typing import Annotated, Literal
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service import embedded
@@ -37,7 +37,8 @@ def normalized_url(secret: SecretStr) -> SecretStr:
         query.setdefault(
             "sslmode", {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(ssl, ssl)
         )
-    return SecretStr(urlunsplit(("postgresql", url.netloc, url.path, urlencode(query, quote_via=quote), "")))
+    # by hand: urlunsplit drops the slashes of a URL without a host
+    return SecretStr(f"postgresql://{url.netloc}{url.path}?{urlencode(query, quote_via=quote)}".removesuffix("?"))
 
 
 def origins(value: str) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
     )
 
     database_url: Annotated[SecretStr, AfterValidator(normalized_url)] | None = None
-    better_auth_secret: SecretStr = SecretStr("")
+    better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=True)
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     # NoDecode: it is no JSON, as pydantic-settings expects of a tuple
@@ -73,23 +74,33 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     db_pool_min: int = Field(default=5, ge=1)
-    db_pool_max: int = Field(default=15, ge=1)
+    db_pool_max: int = Field(default=15, ge=1, validate_default=True)
     db_statement_cache: int = Field(default=100, ge=0)
 
-    @model_validator(mode="after")
-    def fits_together(self) -> Self:
-        """Checks what no field can see alone."""
-        if self.db_pool_min > self.db_pool_max:
-            raise ValueError(f"DB_POOL_MIN ({self.db_pool_min}) is above DB_POOL_MAX ({self.db_pool_max})")
-        length = len(self.better_auth_secret.get_secret_value())
-        if length == 0 and self.database_url is not None:
-            raise ValueError("BETTER_AUTH_SECRET is required with DATABASE_URL: set it to the frontend's secret")
+    # These two look at another field as well, and are no model validators, which would not run when a field is wrong:
+    # everything that is wrong is to be named at once.
+
+    @field_validator("better_auth_secret")
+    @classmethod
+    def is_there_and_long_enough(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
+        """Refuses a secret that is too short, or missing where the database is an external one."""
+        length = len(secret.get_secret_value())
+        if length == 0 and info.data.get("database_url", ...) is not None:
+            raise ValueError("is required with DATABASE_URL: set it to the frontend's secret")
         if 0 < length < SECRET_LENGTH:
             raise ValueError(
-                f"BETTER_AUTH_SECRET has {length} characters and needs at least {SECRET_LENGTH}; "
-                "`openssl rand -base64 32` makes one"
+                f"has {length} characters and needs at least {SECRET_LENGTH}; `openssl rand -base64 32` makes one"
             )
-        return self
+        return secret
+
+    @field_validator("db_pool_max")
+    @classmethod
+    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
+        """Refuses a pool that would have to be larger than it may be."""
+        least = info.data.get("db_pool_min", 0)
+        if most < least:
+            raise ValueError(f"is {most}, below DB_POOL_MIN, which is {least}")
+        return most
 
     @property
     def secret(self) -> str:

@@ -171,7 +171,8 @@ def serving(folder: Path, **settings: str) -> Iterator[Served]:
         first = process.stdout.readline()
         assert first.startswith("Serving on "), first + log.read_text()
         served = Served(process, first.split()[-1], log)
-        wait_until(lambda: httpx.get(served.address + "/healthz").status_code == 200)
+        wait_until(lambda: process.poll() is not None or httpx.get(served.address + "/healthz").status_code == 200)
+        assert process.poll() is None, log.read_text()
         yield served
     finally:
         process.kill()

@@ -279,7 +279,7 @@ def test_serve_takes_a_url_with_options_that_only_libpq_knows(folder: Path, data
         ({"BETTER_AUTH_SECRET": "hush-hush"}, ["BETTER_AUTH_SECRET", "has 9 characters and needs at least 32"]),
         (external("mysql://me:hush-hush@127.0.0.1/x"), ["DATABASE_URL: must begin with postgresql://"]),
         ({"PORT": "70000"}, ["PORT: ", "65535"]),
-        ({"DB_POOL_MIN": "20"}, ["DB_POOL_MIN (20) is above DB_POOL_MAX (15)"]),
+        ({"DB_POOL_MIN": "20"}, ["DB_POOL_MAX: is 15, below DB_POOL_MIN, which is 20"]),
         (
             {"PORT": "abc", "FRONTEND_URL": "*", "LOG_LEVEL": "loud"},
             ["PORT: ", "FRONTEND_URL: '*' is no origin", "LOG_LEVEL: "],

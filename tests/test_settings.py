@@ -98,15 +98,15 @@ def test_origins(value: str, expected: tuple[str, ...]) -> None:
 
 
 WRONG: list[tuple[dict[str, str], list[str]]] = [
-    ({"DATABASE_URL": "postgresql://u:hidden@db.test/x"}, ["BETTER_AUTH_SECRET is required with DATABASE_URL"]),
-    ({"BETTER_AUTH_SECRET": "x" * 31}, ["BETTER_AUTH_SECRET has 31 characters and needs at least 32"]),
+    ({"DATABASE_URL": "postgresql://u:hidden@db.test/x"}, ["BETTER_AUTH_SECRET: is required with DATABASE_URL"]),
+    ({"BETTER_AUTH_SECRET": "x" * 31}, ["BETTER_AUTH_SECRET: has 31 characters and needs at least 32"]),
     ({"DATABASE_URL": "mysql://u:hidden@db.test/x"}, ["DATABASE_URL: must begin with postgresql://"]),
     ({"DATABASE_URL": "postgresql://u:hidden@db.test:port/x"}, ["DATABASE_URL: is no URL"]),
     ({"FRONTEND_URL": "*"}, ["FRONTEND_URL: '*' is no origin"]),
     ({"FRONTEND_URL": "https://a.test,https://b.test/path"}, ["FRONTEND_URL: 'https://b.test/path' is no origin"]),
     ({"PORT": "65536", "WEB_CONCURRENCY": "0"}, ["PORT: ", "65535", "WEB_CONCURRENCY: "]),
     ({"LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, ["LOG_LEVEL: ", "'warning'", "LOG_FORMAT: ", "'json'"]),
-    ({"DB_POOL_MIN": "6", "DB_POOL_MAX": "5"}, ["DB_POOL_MIN (6) is above DB_POOL_MAX (5)"]),
+    ({"DB_POOL_MIN": "6", "DB_POOL_MAX": "5"}, ["DB_POOL_MAX: is 5, below DB_POOL_MIN, which is 6"]),
 ]
 
 

@@ -184,7 +184,7 @@ async def test_the_statements_for_debugging_run(database_url: str, user: User) -
     assert set(printed) == {"list_plan.sql", "running.sql", "sizes.sql", "user_tasks.sql"}
     assert task["id"] in printed["user_tasks.sql"]
     assert "task_newest_first" in printed["sizes.sql"]
-    assert "Index" in printed["list_plan.sql"]
+    assert "actual time" in printed["list_plan.sql"]
 
 
 async def test_what_runs_is_shown_by_the_name_of_its_file(database_url: str, user: User) -> None:

@@ -1,4 +1,4 @@
--- list_plan.sql: how PostgreSQL runs the default list for a user: an index scan on task_newest_first or task_pkey.
+-- list_plan.sql: how PostgreSQL runs the default list for a user: by an index, once the table is not tiny.
 --   \set user demo
 --   \i sql/debug/list_plan.sql
 \if :{?user}
