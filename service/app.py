@@ -1,5 +1,6 @@
 """The application: routes, middleware and lifespan, put together."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,7 +30,10 @@ def create_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await app.state.db.open()
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look through it again and again
         yield
+        gc.unfreeze()
         await app.state.db.close()
 
     app = Service(routes=[*tasks.routes, *health.routes, *docs.routes], lifespan=lifespan)

@@ -26,9 +26,9 @@ class Tokens:
         self._secret = secret
         self._issuer = issuer
         self._audience = audience
-        self._remembered: dict[str, tuple[str, float]] = {}
+        self._remembered: dict[bytes, tuple[str, float]] = {}
 
-    def subject(self, authorization: str | None) -> str:
+    def subject(self, authorization: bytes | None) -> str:
         """Returns the `sub` of the header's token; raises Problem, a 401 that says what is wrong."""
         if authorization is None:
             raise _refusal("Missing authorization header")
@@ -39,7 +39,7 @@ class Tokens:
                 return known_subject
             del self._remembered[authorization]
             raise _refusal("Token has expired")
-        scheme, _, token = authorization.partition(" ")
+        scheme, _, token = authorization.decode("latin-1").partition(" ")
         token = token.strip(" ")
         if scheme.lower() != "bearer" or not token or " " in token:
             raise _refusal("Invalid authorization header format")
@@ -75,7 +75,8 @@ def authenticate(request: Request) -> str:
     """Returns the user whose path this is, once the token says the same; raises Problem, 401 or 422."""
     user_id: str = request.path_params.get("user_id", "")
     tokens: Tokens = request.app.state.tokens
-    if tokens.subject(request.headers.get("authorization")) != user_id:
+    authorization = next((value for name, value in request.scope["headers"] if name == b"authorization"), None)
+    if tokens.subject(authorization) != user_id:
         raise _refusal("User ID mismatch")
     if len(user_id) > USER_ID_LENGTH:
         raise invalid(

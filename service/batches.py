@@ -77,11 +77,13 @@ class Batches:
         self._queues: dict[Statement, _Queue] = {}
         self._under_way: set[_Batch] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
         """Opens the pool; waits for no database."""
+        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call
         await self._pool.open()
-        self._watch = asyncio.get_running_loop().create_task(self._watch_the_clock())
+        self._watch = self._loop.create_task(self._watch_the_clock())
 
     async def close(self) -> None:
         """Closes the pool; what is still under way is given up after a few seconds."""
@@ -98,11 +100,10 @@ class Batches:
         queue = self._queues.get(statement)
         if queue is None:
             queue = self._queues[statement] = _Queue(statement)
-        loop = asyncio.get_running_loop()
         if not queue.is_scheduled:
             queue.is_scheduled = True
-            loop.call_soon(self._send, queue)
-        call = _Call(arguments, loop.create_future(), loop.time())
+            self._loop.call_soon(self._send, queue)
+        call = _Call(arguments, self._loop.create_future(), self._loop.time())
         queue.waiting.append(call)
         started = time.perf_counter()
         try:
@@ -112,12 +113,11 @@ class Batches:
 
     def _send(self, queue: _Queue) -> None:
         queue.is_scheduled = False
-        loop = asyncio.get_running_loop()
         while queue.in_flight < IN_FLIGHT and (calls := self._next_calls(queue)):
             queue.in_flight += 1
-            batch = _Batch(queue, calls, loop.time())
+            batch = _Batch(queue, calls, self._loop.time())
             self._under_way.add(batch)
-            batch.task = loop.create_task(self._run(batch))
+            batch.task = self._loop.create_task(self._run(batch))
 
     def _next_calls(self, queue: _Queue) -> list[_Call]:
         held_back = {
@@ -175,10 +175,9 @@ class Batches:
             return await self._pool.run(statement.sql, executions)
 
     async def _watch_the_clock(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK)
-            now = loop.time()
+            now = self._loop.time()
             for queue in self._queues.values():
                 late = [call for call in queue.waiting if now - call.started > DEADLINE]
                 _fail(late, Unavailable("no connection came free in time"))

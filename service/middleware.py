@@ -5,6 +5,7 @@ Starlette's CORSMiddleware is not used: it sends CORS headers to origins that ar
 this API promises JSON. Everything is done in one pass over the request's headers and one over the answer's.
 """
 
+import itertools
 import logging
 import re
 import time
@@ -36,6 +37,15 @@ PREFLIGHT_HEADERS = {
 Headers = list[tuple[bytes, bytes]]
 API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
 OTHER_HEADERS: Headers = [(b"vary", b"Origin")]
+
+
+# Unique without a system call for each: a random number for this process, and a count.
+_PROCESS = token_hex(8)
+_count = itertools.count(1)
+
+
+def _new_request_id() -> str:
+    return f"{_PROCESS}-{next(_count):x}"
 
 
 class Edge:
@@ -103,7 +113,7 @@ class _Exchange:
                 request_id = value
             elif name == b"access-control-request-method":
                 self.is_preflight = scope["method"] == "OPTIONS"
-        self.request_id = request_id.decode() if REQUEST_ID.fullmatch(request_id) else token_hex(16)
+        self.request_id = request_id.decode() if REQUEST_ID.fullmatch(request_id) else _new_request_id()
 
     async def send(self, message: Message) -> None:
         """Sends a part of the answer, the first with the headers that every answer has."""

@@ -2,8 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from inspect import getdoc
 from pathlib import Path
@@ -11,15 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
 
 from service.auth import USER_ID_LENGTH
 from service.models import Task, TaskComplete, TaskCreate, TaskUpdate
+from service.resource import Description, Operation, Resource
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Json = dict[str, Any]
 
 MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete)
@@ -98,61 +94,14 @@ PATH_PARAMETERS: dict[str, Json] = {
 }
 
 
-@dataclass(frozen=True)
-class Description:
-    """What an endpoint says of itself, beside its name and its docstring."""
-
-    status: int
-    result: str
-    body: type[BaseModel] | None
-    body_required: bool
-    many: bool
-    errors: tuple[int, ...]
-    headers: tuple[str, ...]
-    health: bool
-
-
-class Endpoint:
-    """A handler, with what it says of itself; to Starlette an ASGI application.
-
-    As such it is spared the layer that Starlette puts around a plain function to handle its errors, which here is done
-    in one place for all.
-    """
-
-    def __init__(self, handler: Handler, description: Description) -> None:
-        self.handler = handler
-        self.description = description
-        self.__name__ = handler.__name__  # the route's name, and the operationId
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
-        response = await self.handler(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-
-def describe(
-    status: int,
-    result: str,
-    *,
-    body: type[BaseModel] | None = None,
-    body_required: bool = True,
-    many: bool = False,
-    errors: tuple[int, ...] = (),
-    headers: tuple[str, ...] = (),
-    health: bool = False,
-) -> Callable[[Handler], Endpoint]:
-    """Returns a decorator that makes an endpoint of a handler, with what it takes and answers."""
-    description = Description(status, result, body, body_required, many, errors, headers, health)
-    return lambda handler: Endpoint(handler, description)
-
-
 def document(routes: Sequence[BaseRoute]) -> bytes:
     """Returns the document, as JSON, for those of the routes that describe themselves."""
     paths: dict[str, Json] = {}
     for route in routes:
-        if isinstance(route, Route) and isinstance(route.endpoint, Endpoint):
-            for method in (route.methods or set()) - {"HEAD"}:
-                paths.setdefault(route.path, {})[method.lower()] = _operation(route, route.endpoint)
+        if isinstance(route, Resource):
+            paths[route.path] = {
+                method.lower(): _described(route, operation) for method, operation in route.operations.items()
+            }
     _, schemas = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF + "{model}")
     return json.dumps(
         {
@@ -187,34 +136,34 @@ def service_version() -> str:
     return str(project["version"])
 
 
-def _operation(route: Route, endpoint: Endpoint) -> Json:
-    described = endpoint.description
-    summary, _, details = (getdoc(endpoint.handler) or "").partition("\n\n")
-    operation: Json = {
-        "operationId": route.name,
+def _described(route: Resource, operation: Operation) -> Json:
+    described = operation.description
+    summary, _, details = (getdoc(operation.handler) or "").partition("\n\n")
+    found: Json = {
+        "operationId": operation.name,
         "summary": summary.rstrip("."),
         "tags": ["health" if described.health else "tasks"],
     }
     if details:
-        operation["description"] = details.replace("\n", " ")
+        found["description"] = details.replace("\n", " ")
     if not described.health:
-        operation["security"] = [{"bearer": []}]
+        found["security"] = [{"bearer": []}]
     parameters = [
         {"name": name, "in": "path", "required": True} | PATH_PARAMETERS[name] for name in route.param_convertors
     ]
     if parameters:
-        operation["parameters"] = parameters
+        found["parameters"] = parameters
     errors = set(described.errors) | set(HEALTH_ERRORS if described.health else API_ERRORS)
     if described.body is not None:
         errors |= set(BODY_ERRORS)
-        operation["requestBody"] = {
+        found["requestBody"] = {
             "required": described.body_required,
             "content": _json({"$ref": REF + described.body.__name__}, EXAMPLES[described.body]),
         }
-    operation["responses"] = {str(described.status): _success(described)} | {
+    found["responses"] = {str(described.status): _success(described)} | {
         str(status): _failure(status, described) for status in sorted(errors)
     }
-    return operation
+    return found
 
 
 def _success(described: Description) -> Json:

@@ -57,9 +57,10 @@ class OnePieceTransport:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._held: bytes | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
 
     def write(self, data: bytes) -> None:
         """Sends the data with what is held back; holds it back itself, until this turn ends, when nothing is."""

@@ -11,7 +11,6 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from service.auth import authenticate
 from service.database import Unavailable
@@ -156,7 +155,6 @@ def _no_route(error: HTTPException, request: Request) -> Response:
             return error_response(refusal)
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        routes = [route for route in request.app.routes if isinstance(route, Route) and route.path_regex.match(path)]
-        methods = {method for route in routes for method in route.methods or ()} or {"GET", "HEAD"}  # a static file
-        headers["Allow"] = ", ".join(sorted(methods))
+        allowed = headers.get("Allow", "GET, HEAD").split(", ")  # a static file's refusal has none
+        headers["Allow"] = ", ".join(sorted(allowed))
     return error_response(Problem(error.status_code, error.detail, headers))

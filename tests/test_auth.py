@@ -32,6 +32,10 @@ def unsigned(header: Any, sub: str) -> str:
     return f"{encoded(header)}.{encoded({'sub': sub, 'exp': NOW + 3600})}."
 
 
+def bearer(token: str) -> bytes:
+    return f"Bearer {token}".encode()
+
+
 async def refusal(user: User, authorization: str | None) -> str:
     """Returns the 401's detail, once its form is checked on every route."""
     details = set()
@@ -159,11 +163,11 @@ async def test_an_audience_and_an_issuer_count_only_where_they_are_set(user: Use
 
     tokens = Tokens(SECRET, issuer="https://login.test", audience="tasks")
     good = {"iss": "https://login.test", "aud": "tasks"}
-    assert tokens.subject(f"Bearer {make_token('x', **good)}") == "x"
-    assert tokens.subject(f"Bearer {make_token('x', **good | {'aud': ['other', 'tasks']})}") == "x"
+    assert tokens.subject(bearer(make_token("x", **good))) == "x"
+    assert tokens.subject(bearer(make_token("x", **good | {"aud": ["other", "tasks"]}))) == "x"
     for claims in ({"iss": "https://evil.test"}, {"aud": "other"}, {"iss": None}, {"aud": None}, {"aud": 7}):
         with pytest.raises(Problem) as refused:
-            tokens.subject(f"Bearer {make_token('x', **good | claims)}")
+            tokens.subject(bearer(make_token("x", **good | claims)))
         assert refused.value.detail == "Invalid token"
 
 
@@ -232,7 +236,7 @@ def test_no_more_tokens_are_remembered_than_the_bound(app: Starlette, monkeypatc
     monkeypatch.setattr("service.auth.REMEMBERED", 3)
     tokens = Tokens(SECRET, None, None)
     for number in range(10):
-        assert tokens.subject(f"Bearer {make_token(f'user {number}')}") == f"user {number}"
+        assert tokens.subject(bearer(make_token(f"user {number}"))) == f"user {number}"
     assert len(tokens._remembered) == 3
 
 
@@ -240,5 +244,5 @@ def test_what_was_refused_is_not_remembered() -> None:
     tokens = Tokens(SECRET, None, None)
     for token in ("x", make_token("x", key=SECRET.upper()), make_token(None), make_token("x", exp=1)):
         with pytest.raises(Problem):
-            tokens.subject(f"Bearer {token}")
+            tokens.subject(bearer(token))
     assert not tokens._remembered

@@ -2,12 +2,11 @@
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from service import queries
 from service.database import SchemaBehind, Unavailable
 from service.errors import Problem
-from service.openapi import describe
+from service.resource import Resource, describe
 from service.schema import known_migrations
 from service.web import RETRY_SECONDS, error_response, json_response, refuse_query
 
@@ -41,4 +40,4 @@ def _not_ready(detail: str) -> Response:
     return error_response(Problem(503, detail, {"Retry-After": str(RETRY_SECONDS)}))
 
 
-routes = [Route("/healthz", healthz, methods=["GET"]), Route("/readyz", readyz, methods=["GET"])]
+routes = [Resource("/healthz", GET=healthz), Resource("/readyz", GET=readyz)]

@@ -2,12 +2,11 @@
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from service import queries
 from service.auth import authenticate
 from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.openapi import describe
+from service.resource import Resource, describe
 from service.web import (
     json_response,
     path_uuid,
@@ -92,11 +91,7 @@ TASKS = "/api/{user_id}/tasks"
 TASK = TASKS + "/{task_id}"
 
 routes = [
-    Route(TASKS, list_tasks, methods=["GET"]),
-    Route(TASKS, create_task, methods=["POST"]),
-    Route(TASK, find_task, methods=["GET"]),
-    Route(TASK, update_task, methods=["PATCH"]),
-    Route(TASK, update_task, methods=["PUT"], name="put_task"),
-    Route(TASK, delete_task, methods=["DELETE"]),
-    Route(TASK + "/complete", complete_task, methods=["PATCH"]),
+    Resource(TASKS, GET=list_tasks, POST=create_task),
+    Resource(TASK, GET=find_task, PATCH=update_task, PUT=update_task.named("put_task"), DELETE=delete_task),
+    Resource(TASK + "/complete", PATCH=complete_task),
 ]

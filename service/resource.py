@@ -1,0 +1,76 @@
+"""What the routes are made of: a path with an operation for each of its methods, which also say what the docs tell."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an operation says of itself, beside its name and its docstring."""
+
+    status: int
+    result: str
+    body: type[BaseModel] | None
+    body_required: bool
+    many: bool
+    errors: tuple[int, ...]
+    headers: tuple[str, ...]
+    health: bool
+
+
+class Operation:
+    """A handler, with its name in the document and what it says of itself."""
+
+    def __init__(self, handler: Handler, description: Description, name: str) -> None:
+        self.handler = handler
+        self.description = description
+        self.name = name
+
+    def named(self, name: str) -> "Operation":
+        """Returns the same operation under another name, for a second method."""
+        return Operation(self.handler, self.description, name)
+
+
+class Resource(Route):
+    """A path with its operations, one a method.
+
+    One route for all methods of a path is fewer to search, and knows what `Allow` has to list. To Starlette it is an
+    ASGI application, which spares it the layer that handles a function's errors: here that is done once for all.
+    """
+
+    def __init__(self, path: str, **operations: Operation) -> None:
+        self.operations = operations
+        self._handlers = {method: operation.handler for method, operation in operations.items()}
+        if "GET" in operations:
+            self._handlers["HEAD"] = operations["GET"].handler
+        super().__init__(path, self._answer, methods=list(operations))
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handlers[scope["method"]](Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+def describe(
+    status: int,
+    result: str,
+    *,
+    body: type[BaseModel] | None = None,
+    body_required: bool = True,
+    many: bool = False,
+    errors: tuple[int, ...] = (),
+    headers: tuple[str, ...] = (),
+    health: bool = False,
+) -> Callable[[Handler], Operation]:
+    """Returns a decorator that makes an operation of a handler, with what it takes and answers."""
+    description = Description(status, result, body, body_required, many, errors, headers, health)
+    return lambda handler: Operation(handler, description, handler.__name__)
