@@ -22,7 +22,12 @@ create table task (
         constraint task_user_id_length check (char_length(user_id) between 1 and 255),
     title text not null
         constraint task_title_length check (char_length(title) between 1 and 100)
-        constraint task_title_not_blank check (btrim(title, E' \t\n\v\f\r') <> ''),
+        -- Unicode's white space, as the service trims it: with at least one character left, a title is not blank either
+        constraint task_title_trimmed check (title = btrim(
+            title,
+            E'\u0009\u000a\u000b\u000c\u000d\u0020\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008'
+            '\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
+        )),
     description text
         constraint task_description_length check (char_length(description) <= 500),
     status text not null default 'pending'

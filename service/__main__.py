@@ -203,6 +203,7 @@ def libpq_environment(url: str) -> dict[str, str]:
         "PGDATABASE": unquote(parts.path[1:]),
     }
     names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    names |= {"connect_timeout": "PGCONNECT_TIMEOUT", "application_name": "PGAPPNAME"}
     for name, value in parse_qsl(parts.query):
         found[names.get(name, "PG" + name.replace("_", "").upper())] = value
     return {name: value for name, value in found.items() if value}

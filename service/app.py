@@ -25,7 +25,7 @@ class Service(Starlette):
 
 
 def create_app(settings: Settings) -> Starlette:
-    """Returns the application. Its lifespan opens and closes the pool, and waits for no database."""
+    """Returns the application. Its lifespan opens and closes the pool, with or without the database."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

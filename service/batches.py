@@ -9,7 +9,9 @@ What has to be right about it, and is:
 - A connection that is lost while a write is under way leaves the outcome unknown: the caller is told so, and nothing
   is repeated. A read is repeated once.
 - Each statement has its own queue and few batches in flight, so that cheap ones do not wait behind dear ones.
-- A batch that takes long, because somebody holds a lock, lets the others pass, and holds back only its own users.
+- A batch that takes long, because somebody holds a lock, lets others pass, and only its own users' writes are held
+  back. The calls that went with the one that waits share its fate: when it waits in vain, they are told so and have
+  done nothing.
 - Every call ends within DEADLINE, whatever the database does.
 """
 
@@ -27,6 +29,7 @@ IN_FLIGHT = 2  # batches per statement
 BATCH = 64  # calls per batch
 DEADLINE = 4.5  # seconds from a call to its answer
 SLOW = 0.5  # seconds after which a batch no longer counts as in flight
+SLOW_BATCHES = 4  # of one statement; beyond them, slow ones count: dear statements must not take every connection
 LOOK = 0.25  # seconds between two looks at what takes long
 
 # Milliseconds that the current request has waited for the database; the log and Server-Timing tell them.
@@ -57,6 +60,7 @@ class _Queue:
     statement: Statement
     waiting: list[_Call] = field(default_factory=list)
     in_flight: int = 0
+    slow: int = 0
     is_scheduled: bool = False
 
 
@@ -80,7 +84,7 @@ class Batches:
         self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
-        """Opens the pool; waits for no database."""
+        """Opens the pool; goes on without the database when it is away."""
         self._loop = asyncio.get_running_loop()  # to ask for it costs a system call
         await self._pool.open()
         self._watch = self._loop.create_task(self._watch_the_clock())
@@ -128,7 +132,8 @@ class Batches:
         }
         if held_back and queue.statement.writes:
             calls = [call for call in queue.waiting if call.arguments[0] not in held_back][:BATCH]
-            queue.waiting = [call for call in queue.waiting if call not in calls]
+            sent = set(calls)
+            queue.waiting = [call for call in queue.waiting if call not in sent]
         else:
             calls = queue.waiting[:BATCH]
             del queue.waiting[:BATCH]
@@ -140,6 +145,7 @@ class Batches:
         finally:
             self._under_way.remove(batch)
             if batch.is_slow:
+                batch.queue.slow -= 1
                 for queue in self._queues.values():  # its users' calls may wait in any
                     self._send(queue)
             else:
@@ -181,14 +187,15 @@ class Batches:
             for queue in self._queues.values():
                 late = [call for call in queue.waiting if now - call.started > DEADLINE]
                 _fail(late, Unavailable("no connection came free in time"))
-                queue.waiting = [call for call in queue.waiting if call not in late]
+                queue.waiting = [call for call in queue.waiting if now - call.started <= DEADLINE]
             for batch in list(self._under_way):
                 late = [call for call in batch.calls if now - call.started > DEADLINE]
                 _fail(late, Unavailable("no answer in time"))
                 if all(call.answer.done() for call in batch.calls) and batch.task is not None:
                     batch.task.cancel()  # nobody waits for it any more; the server is told
-                elif not batch.is_slow and now - batch.started > SLOW:
+                elif not batch.is_slow and now - batch.started > SLOW and batch.queue.slow < SLOW_BATCHES:
                     batch.is_slow = True
+                    batch.queue.slow += 1
                     batch.queue.in_flight -= 1
                     self._send(batch.queue)
 

@@ -48,6 +48,7 @@ LOST = (
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
     asyncpg.ReadOnlySQLTransactionError,  # a failover left us with the standby
 )
 BEHIND_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)

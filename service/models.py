@@ -71,14 +71,21 @@ def _without_null_defaults(schema: dict[str, Any]) -> None:
             del field["default"]
 
 
+# A field that only the server writes: a client may send a whole task back, and it is ignored.
+Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True}, description="ignored: the server writes it")]
+
+
 class Body(BaseModel):
     """A request body: nothing is coerced, and a field that no task has is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_without_null_defaults)
 
-
-# A field that only the server writes: a client may send a whole task back, and it is ignored.
-Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True}, description="ignored: the server writes it")]
+    user_id: Ignored = None
+    completed_at: Ignored = None
+    created_at: Ignored = None
+    updated_at: Ignored = None
+    deleted_at: Ignored = None
+    version: Ignored = None
 
 
 def _with_agreement(schema: dict[str, Any]) -> None:
@@ -96,13 +103,6 @@ class TaskBody(Body):
     """What the bodies that write a whole task share."""
 
     model_config = ConfigDict(json_schema_extra=_with_agreement)
-
-    user_id: Ignored = None
-    completed_at: Ignored = None
-    created_at: Ignored = None
-    updated_at: Ignored = None
-    deleted_at: Ignored = None
-    version: Ignored = None
 
     status: Status = NOT_SENT
     is_completed: IsCompleted = NOT_SENT

@@ -179,6 +179,8 @@ def _success(described: Description) -> Json:
 
 def _failure(status: int, described: Description) -> Json:
     text, detail = ERRORS[status]
+    if described.health and status == 503:
+        detail = "database: it does not answer"
     extra = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}.get(status, ())
     return {
         "description": text,

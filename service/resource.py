@@ -1,5 +1,6 @@
 """What the routes are made of: a path with an operation for each of its methods, which also say what the docs tell."""
 
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Resource(Route):
         if "GET" in operations:
             self._handlers["HEAD"] = operations["GET"].handler
         super().__init__(path, self._answer, methods=list(operations))
+        # Starlette's own ends with $, which also matches before a line break at the end
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         self.app = self._answer
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

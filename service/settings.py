@@ -12,6 +12,8 @@ from service import embedded
 # An HS256 key shorter than the hash's output (32 bytes) weakens the signature: RFC 7518, section 3.2.
 SECRET_LENGTH = 32
 
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")  # libpq's
+
 ORIGIN = re.compile(r"https?://[^/?#@\s*]+", re.ASCII | re.IGNORECASE)
 
 
@@ -24,9 +26,13 @@ def normalized_url(secret: SecretStr) -> SecretStr:
 
     Returns postgresql://…, with SQLAlchemy's `ssl=` as `sslmode=`; raises ValueError, which never quotes the URL.
     """
+    text = secret.get_secret_value()
+    if "#" in text or re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise ValueError("has a # or % that is not encoded; in a URL's password they are %23 and %25")
     try:
-        url = urlsplit(secret.get_secret_value())
+        url = urlsplit(text)
         url.port  # noqa: B018  (the property is what checks the port)
+        (url.hostname or "").encode("idna")
     except ValueError:
         raise ValueError("is no URL") from None
     if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
@@ -37,6 +43,8 @@ def normalized_url(secret: SecretStr) -> SecretStr:
         query.setdefault(
             "sslmode", {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(ssl, ssl)
         )
+    if query.get("sslmode", "prefer") not in SSL_MODES:
+        raise ValueError(f"has an sslmode that is none of {', '.join(SSL_MODES)}")
     # by hand: urlunsplit drops the slashes of a URL without a host
     return SecretStr(f"postgresql://{url.netloc}{url.path}?{urlencode(query, quote_via=quote)}".removesuffix("?"))
 
@@ -126,3 +134,5 @@ def load() -> Settings:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{name}: {message}" if name else message)
         raise SettingsError("\n".join(lines)) from None
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f".env cannot be read: {error}") from None

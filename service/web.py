@@ -70,7 +70,7 @@ async def _json_bytes(request: Request) -> bytes:
         raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
     except ClientDisconnect:
         raise Problem(400, "Request body incomplete") from None  # nobody is there to read it; the log is
-    if len(body) < declared or {"upgrade", "transfer-encoding"} <= set(request.headers):
+    if len(body) < declared or (not body and {"upgrade", "transfer-encoding"} <= set(request.headers)):
         # The HTTP parser drops the body of a request that offers an upgrade, to HTTP/2 for instance. Refusing it beats
         # taking it for one without a body.
         raise Problem(400, "Request body lost: send it without an Upgrade header", {"Connection": "close"})
@@ -93,7 +93,7 @@ def _validated(body: bytes, model: type[BodyModel]) -> BodyModel:
 def _entry(problem: ErrorDetails) -> Invalid:
     message, value = problem["msg"], problem["input"]
     if problem["type"] == "string_too_long":
-        message += f", not {len(value)}"
+        message += f", not {len(value.strip() if problem['loc'] == ('title',) else value)}"
     elif problem["type"] == "string_too_short":
         message += " that is not white space"
     elif problem["type"] not in ("json_invalid", "missing", "extra_forbidden", "contradiction", "nul"):

@@ -62,7 +62,10 @@ async def test_no_header(user: User) -> None:
     assert await refusal(user, None) == "Missing authorization header"
 
 
-@pytest.mark.parametrize("form", ["{}", "Basic {}", "Bearer", "Bearer ", "Bearer {} {}", "Bearer,{}", "", "Token {}"])
+@pytest.mark.parametrize(
+    "form",
+    ["{}", "Basic {}", "Bearer", "Bearer ", "Bearer {} {}", "Bearer  {}", "Bearer {} ", "Bearer,{}", "", "Token {}"],
+)
 async def test_a_header_of_another_form(user: User, form: str) -> None:
     token = make_token(user.id)
     assert await refusal(user, form.format(token, token)) == "Invalid authorization header format"
@@ -238,6 +241,12 @@ def test_no_more_tokens_are_remembered_than_the_bound(app: Starlette, monkeypatc
     for number in range(10):
         assert tokens.subject(bearer(make_token(f"user {number}"))) == f"user {number}"
     assert len(tokens._remembered) == 3
+
+
+def test_a_token_of_extraordinary_length_is_not_remembered() -> None:
+    tokens = Tokens(SECRET, None, None)
+    assert tokens.subject(bearer(make_token("x", note="x" * 3000))) == "x"
+    assert not tokens._remembered
 
 
 def test_what_was_refused_is_not_remembered() -> None:

@@ -102,6 +102,10 @@ WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"BETTER_AUTH_SECRET": "x" * 31}, ["BETTER_AUTH_SECRET: has 31 characters and needs at least 32"]),
     ({"DATABASE_URL": "mysql://u:hidden@db.test/x"}, ["DATABASE_URL: must begin with postgresql://"]),
     ({"DATABASE_URL": "postgresql://u:hidden@db.test:port/x"}, ["DATABASE_URL: is no URL"]),
+    ({"DATABASE_URL": "postgresql://u:hidden%zz@db.test/x"}, ["DATABASE_URL: has a # or % that is not encoded"]),
+    ({"DATABASE_URL": "postgresql://u:hidden#1@db.test/x"}, ["DATABASE_URL: has a # or % that is not encoded"]),
+    ({"DATABASE_URL": "postgresql://u:hidden@a..b/x"}, ["DATABASE_URL: is no URL"]),
+    ({"DATABASE_URL": "postgresql://db.test/x?sslmode=nonsense"}, ["DATABASE_URL: has an sslmode that is none of"]),
     ({"FRONTEND_URL": "*"}, ["FRONTEND_URL: '*' is no origin"]),
     ({"FRONTEND_URL": "https://a.test,https://b.test/path"}, ["FRONTEND_URL: 'https://b.test/path' is no origin"]),
     ({"PORT": "65536", "WEB_CONCURRENCY": "0"}, ["PORT: ", "65535", "WEB_CONCURRENCY: "]),
@@ -121,6 +125,12 @@ def test_what_is_wrong_is_named(
     for message in messages:
         assert message in str(refused.value)
     assert "hidden" not in str(refused.value)
+
+
+def test_a_dotenv_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PORT=\xff")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+        load()
 
 
 def test_32_characters_of_secret_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:

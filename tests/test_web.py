@@ -16,10 +16,11 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def test_an_unknown_path(client: httpx.AsyncClient, user: User) -> None:
-    for path in ("/nothing", "/healthz/", "/api", "/docs/assets/nothing.js", "/docs/assets/../app.py"):
+    for path in ("/nothing", "/healthz/", "/healthz%0A", "/api", "/docs/assets/nothing.js", "/docs/assets/../app.py"):
         response = await client.get(path)
         assert (response.status_code, response.json()) == (404, {"detail": "Not Found"}), path
-    assert (await user.call("GET", "/")).status_code == 404, "there are no trailing slashes"
+    for rest in ("/", "%0A"):
+        assert (await user.call("GET", rest)).status_code == 404, "there are no trailing slashes"
 
 
 @pytest.mark.parametrize(
