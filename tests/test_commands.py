@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.conftest import SECRET, Served, empty_database, service_environment, serving, wait_until
+from tests.conftest import ROOT, SECRET, Served, empty_database, service_environment, serving, wait_until
 from tests.processes import Client, embedded_url, kill, own_folder, postgres_processes, run_service, stop
 
 SHOW_TITLES = "-At -c 'select title from task'"
@@ -336,6 +337,30 @@ def test_serve_starts_without_its_database_and_says_so(folder: Path) -> None:
         assert "the database is away" in service.log.read_text()
         assert "hush-hush" not in service.log.read_text()
         assert stop(service) == 0
+
+
+# The Procfile ---------------------------------------------------------------------------------------------------------
+
+
+def honcho(folder: Path, process: str, **settings: str) -> subprocess.Popen[str]:
+    """Starts one process of the Procfile, as honcho does, with this Python."""
+    binaries = Path(sys.executable).parent
+    environment = service_environment(**settings)
+    environment["PATH"] = f"{binaries}:{environment['PATH']}"
+    command = [str(binaries / "honcho"), "-f", str(ROOT / "Procfile"), "-d", str(folder), "start", process]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_procfile_runs_with_honcho(folder: Path, database_url: str) -> None:
+    with honcho(folder, "release", **external(database_url)) as release:
+        assert "the schema is current" in release.communicate()[0]
+        assert release.returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with honcho(folder, "web", PORT=str(port), **external(database_url)) as web:
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
+        web.send_signal(signal.SIGTERM)
+        assert "Serving on http://0.0.0.0:" in web.communicate(timeout=10)[0]
 
 
 # The log --------------------------------------------------------------------------------------------------------------
