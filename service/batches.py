@@ -9,9 +9,8 @@ What has to be right about it, and is:
 - A connection that is lost while a write is under way leaves the outcome unknown: the caller is told so, and nothing
   is repeated. A read is repeated once.
 - Each statement has its own queue and few batches in flight, so that cheap ones do not wait behind dear ones.
-- A batch that takes long, because somebody holds a lock, lets others pass, and only its own users' writes are held
-  back. The calls that went with the one that waits share its fate: when it waits in vain, they are told so and have
-  done nothing.
+- A batch that meets a lock which somebody holds is rolled back after half a second, and its calls are run each alone;
+  only the users whose account is locked wait, and their further writes are held back.
 - Every call ends within DEADLINE, whatever the database does.
 """
 
@@ -28,6 +27,7 @@ from service.database import Pool, Unavailable
 IN_FLIGHT = 2  # batches per statement
 BATCH = 64  # calls per batch
 DEADLINE = 4.5  # seconds from a call to its answer
+LOCK = 0.5  # seconds that calls which went together wait for a lock
 SLOW = 0.5  # seconds after which a batch no longer counts as in flight
 SLOW_BATCHES = 4  # of one statement; beyond them, slow ones count: dear statements must not take every connection
 LOOK = 0.25  # seconds between two looks at what takes long
@@ -40,7 +40,7 @@ waited: ContextVar[list[float]] = ContextVar("waited")
 class Statement:
     """One file of `sql/`: its name, its text, and whether it locks and writes. It returns exactly one row.
 
-    The first argument of one that writes is the user.
+    The first argument of one that writes is the user; its last, which is added here, how long to wait for a lock.
     """
 
     name: str
@@ -129,6 +129,7 @@ class Batches:
             for batch in self._under_way
             if batch.is_slow and batch.queue.statement.writes
             for call in batch.calls
+            if not call.answer.done()
         }
         if held_back and queue.statement.writes:
             calls = [call for call in queue.waiting if call.arguments[0] not in held_back][:BATCH]
@@ -156,13 +157,9 @@ class Batches:
         if statement.writes:
             calls.sort(key=lambda call: call.arguments[0])  # one order of locks for all
         try:
-            rows = await self._rows(statement, [call.arguments for call in calls])
+            rows = await self._rows(statement, self._executions(statement, calls))
         except asyncpg.PostgresError as error:
-            if len(calls) == 1:
-                _fail(calls, error)
-            else:
-                for call in calls:
-                    await self._answer(statement, [call])
+            await self._sort_out(statement, calls, error)
         except BaseException as error:
             _fail(calls, error)
             if not isinstance(error, Unavailable):
@@ -171,6 +168,24 @@ class Batches:
             for call, row in zip(calls, rows, strict=True):
                 if not call.answer.done():
                     call.answer.set_result(row[0])
+
+    async def _sort_out(self, statement: Statement, calls: list[_Call], error: asyncpg.PostgresError) -> None:
+        """Nothing has happened: tells the call that is to blame, or finds it by running each alone."""
+        is_locked = isinstance(error, asyncpg.LockNotAvailableError)
+        if len(calls) == 1:
+            _fail(calls, Unavailable("somebody holds a lock on the user's account or task") if is_locked else error)
+        elif is_locked:
+            await asyncio.gather(*(self._answer(statement, [call]) for call in calls))  # one of them will wait
+        else:
+            for call in calls:
+                await self._answer(statement, [call])
+
+    def _executions(self, statement: Statement, calls: list[_Call]) -> list[tuple[Any, ...]]:
+        if not statement.writes:
+            return [call.arguments for call in calls]
+        left = calls[0].started + DEADLINE - self._loop.time()
+        patience = f"{max(1, int(1000 * (left if len(calls) == 1 else LOCK)))}ms"
+        return [(*call.arguments, patience) for call in calls]
 
     async def _rows(self, statement: Statement, executions: list[tuple[Any, ...]]) -> Any:
         try:
@@ -188,7 +203,7 @@ class Batches:
                 late = [call for call in queue.waiting if now - call.started > DEADLINE]
                 _fail(late, Unavailable("no connection came free in time"))
                 queue.waiting = [call for call in queue.waiting if now - call.started <= DEADLINE]
-            for batch in list(self._under_way):
+            for batch in self._under_way:
                 late = [call for call in batch.calls if now - call.started > DEADLINE]
                 _fail(late, Unavailable("no answer in time"))
                 if all(call.answer.done() for call in batch.calls) and batch.task is not None:
@@ -197,7 +212,8 @@ class Batches:
                     batch.is_slow = True
                     batch.queue.slow += 1
                     batch.queue.in_flight -= 1
-                    self._send(batch.queue)
+            for queue in self._queues.values():
+                self._send(queue)
 
 
 def _fail(calls: list[_Call], error: BaseException) -> None:

@@ -5,9 +5,11 @@
 -- $4 text: the description, or null
 -- $5 text: the status
 -- $6 text: the priority
+-- $7 text: how long to wait for a lock, like 500ms
 with number as (
     insert into account (user_id, version)
-    values ($1, 1)
+    select $1, 1
+    where set_config('lock_timeout', $7, true) is not null -- until this transaction ends
     on conflict (user_id) do update set version = account.version + 1
     returning version
 ), moment as (

@@ -8,9 +8,13 @@
 -- $6 text: the status, or null
 -- $7 text: the priority, or null
 -- $8 boolean: is_completed, or null; it gives way to $6
+-- $9 text: how long to wait for a lock, like 500ms
 with turn as materialized (
     -- wait for the user's other writers: no deadlock, and numbers become visible in their order
-    select user_id from account where user_id = $1 for no key update
+    select user_id
+    from account
+    where user_id = $1 and set_config('lock_timeout', $9, true) is not null -- until this transaction ends
+    for no key update
 ), before as materialized (
     -- locking reads the newest version of the row, which may be newer than the statement's snapshot
     select task.*

@@ -231,6 +231,26 @@ async def test_a_user_whose_account_is_locked_holds_up_nobody_else(
     assert sorted(version_of(task) for task in await asyncio.gather(*held)) == list(range(2, 32))
 
 
+@pytest.mark.parametrize("first", ["a", "z"])
+async def test_calls_that_go_with_one_that_meets_a_lock_are_done_without_it(
+    db: Batches, pool: WatchedPool, other_connection: Any, first: str
+) -> None:
+    locked, others = f"m-{uuid4()}", [f"{first}{number}-{uuid4()}" for number in range(5)]
+    await queries.insert_task(db, locked, new_task())
+    pool.sizes.clear()
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = $1 for update", locked)
+        waits = asyncio.create_task(queries.insert_task(db, locked, new_task()))
+        calls = [queries.insert_task(db, name, new_task()) for name in others]
+        done = await asyncio.wait_for(asyncio.gather(*calls), 2)
+        assert [version_of(task) for task in done] == [1] * 5
+        assert pool.sizes == [6] + [1] * 6
+        again = [queries.insert_task(db, name, new_task()) for name in others]
+        assert [version_of(task) for task in await asyncio.wait_for(asyncio.gather(*again), 2)] == [2] * 5
+        assert not waits.done()
+    assert version_of(await waits) == 2
+
+
 async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
     db: Batches, other_connection: Any, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +258,7 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
     await queries.insert_task(db, user.id, new_task())
     async with other_connection.transaction():
         await other_connection.execute("select from account where user_id = $1 for update", user.id)
-        with pytest.raises(Unavailable, match="no answer in time"):
+        with pytest.raises(Unavailable, match=r"somebody holds a lock|no answer in time"):
             await queries.insert_task(db, user.id, new_task("in vain"))
         await eventually(lambda: watched(other_connection, f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'"))
     assert b"in vain" not in await queries.list_tasks(db, user.id)

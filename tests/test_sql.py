@@ -25,12 +25,12 @@ TYPE_NAMES = {"bool": "boolean"}
 
 # Arguments, after the user, with which each statement finds something; {task} becomes the task's id.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "task_delete": ("{task}",),
+    "task_delete": ("{task}", "1s"),
     "task_find": ("{task}",),
-    "task_insert": ("{new}", "Title", None, "pending", "medium"),
+    "task_insert": ("{new}", "Title", None, "pending", "medium", "1s"),
     "task_list": (),
-    "task_toggle": ("{task}",),
-    "task_update": ("{task}", "Changed", False, None, None, None, None),
+    "task_toggle": ("{task}", "1s"),
+    "task_update": ("{task}", "Changed", False, None, None, None, None, "1s"),
 }
 
 
@@ -86,7 +86,7 @@ def test_the_first_parameter_is_the_user_of_every_table(name: str) -> None:
 async def test_a_statement_touches_its_own_user_only(connection: asyncpg.Connection, name: str) -> None:
     mine, theirs, task = "mine", "theirs", uuid4()
     for user in (theirs, mine):  # the same id for both: only the user tells them apart
-        await connection.fetchval(STATEMENTS["task_insert"].sql, user, task, "Same title", None, "pending", "low")
+        await connection.fetchval(STATEMENTS["task_insert"].sql, user, task, "Same title", None, "pending", "low", "1s")
 
     async def rows_of(user: str) -> list[Any]:
         return [
@@ -210,7 +210,7 @@ async def test_a_statement_can_be_pasted_and_run_with_bind(database_url: str, us
     arguments = [user.id, *(replaced.get(argument, argument) for argument in ARGUMENTS[name])]
     quoted = " ".join(f"'{argument}'" for argument in arguments)
     if name == "task_update":  # \bind cannot say null, and an empty text is no status
-        quoted = f"'{user.id}' '{task['id']}' 'Changed' 'false' '' 'pending' 'low' 'false'"
+        quoted = f"'{user.id}' '{task['id']}' 'Changed' 'false' '' 'pending' 'low' 'false' '1s'"
     printed = psql(database_url, f"{STATEMENTS[name].sql}\n\\bind {quoted} \\g\n")
     assert "(1 row)" in printed
     assert user.id in printed or name == "task_delete"

@@ -34,10 +34,10 @@ STATEMENTS = {
     "list": ("task_list", (USER,)),
     "create": (
         "task_insert",
-        (USER, "gen_random_uuid()", "'Call the plumber'", "'before noon'", "'pending'", "'high'"),
+        (USER, "gen_random_uuid()", "'Call the plumber'", "'before noon'", "'pending'", "'high'", "'500ms'"),
     ),
-    "complete": ("task_toggle", (USER, TASK)),
-    "update": ("task_update", (USER, TASK, ":number::text", "false", "null", "null", "null", "null")),
+    "complete": ("task_toggle", (USER, TASK, "'500ms'")),
+    "update": ("task_update", (USER, TASK, ":number::text", "false", "null", "null", "null", "null", "'500ms'")),
 }
 MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}
 
