@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import jwt
@@ -30,6 +31,16 @@ from service.settings import Settings, SettingsError, load
 TOKEN_HOURS = 12
 SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 s that load balancers keep an idle connection
+SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications run under the same
+    "loop": "uvloop",
+    "http": Protocol,
+    "ws": "none",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+    "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+}
 DEMO_USER = "demo"
 
 
@@ -75,14 +86,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
             "service.__main__:application",
             factory=True,
             workers=settings.web_concurrency,
-            loop="uvloop",
-            http=Protocol,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            **SERVER_OPTIONS,
         )
         print(_welcome(settings, listener), flush=True)
         if settings.web_concurrency > 1:

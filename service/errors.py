@@ -22,6 +22,14 @@ class Problem(Exception):
         self.headers = headers
 
 
+RETRY_SECONDS = 1  # what `Retry-After` says
+
+
+def unavailable(detail: str) -> Problem:
+    """Returns the 503, which says when to ask again."""
+    return Problem(503, detail, {"Retry-After": str(RETRY_SECONDS)})
+
+
 def invalid(loc: list[str | int], msg: str, type_: str) -> Problem:
     """Returns the 422 with a single entry."""
     return Problem(422, [Invalid(loc=loc, msg=msg, type=type_)])

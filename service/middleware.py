@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import log
 from service.batches import waited
 from service.errors import Problem
-from service.web import answer_to, error_response
+from service.web import error_response, problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +72,19 @@ class Edge:
         try:
             if exchange.header_bytes > HEADER_BYTES:
                 detail = f"Request headers too large: {exchange.header_bytes} bytes, at most {HEADER_BYTES}"
-                await error_response(Problem(431, detail))(scope, receive, exchange.send)
-            elif exchange.is_preflight and exchange.cors:
+                raise Problem(431, detail)
+            if exchange.is_preflight and exchange.cors:
                 await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, exchange.send)
             else:
                 await self._app(scope, receive, exchange.send)
         except Exception as error:
-            answer = answer_to(error, Request(scope))
-            if answer is None:
+            problem = problem_of(error, Request(scope))
+            if problem is None:
                 logger.exception("500 in request %s", exchange.request_id)
-                answer = error_response(Problem(500, "Internal server error"))
+                problem = Problem(500, "Internal server error")
             if exchange.status:
                 raise  # the answer had begun: the server closes the connection
-            await answer(scope, receive, exchange.send)
+            await error_response(problem)(scope, receive, exchange.send)
         finally:
             waited.reset(token)
             exchange.write_log()

@@ -37,8 +37,7 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self.scope is not None and "method" in self.scope:  # the usual case: a request's head comes in one piece
             self._head_bytes = 0
-            if self._head_timer is not None:
-                self._forget_timer()
+            self._forget_timer()
             return
         self._head_bytes += len(data)
         if self._head_timer is None:

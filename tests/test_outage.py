@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from service.schema import migrate
-from tests.conftest import SECRET, Served, empty_database, serving, wait_until
-from tests.processes import Client, Postgres, own_folder, run_service, stop
+from tests.conftest import Served, empty_database, serving, wait_until
+from tests.processes import Client, Postgres, external, own_folder, run_service, stop
 
 LONGEST = 5  # seconds for any answer, whatever the database does
 
@@ -43,10 +43,6 @@ def client(service: Served) -> Client:
     client = Client(service)
     assert client.create("before").status_code == 201
     return client
-
-
-def external(url: str) -> dict[str, str]:
-    return {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
 
 
 def ready(service: Served) -> httpx.Response:

@@ -5,10 +5,10 @@ from starlette.responses import Response
 
 from service import queries
 from service.database import SchemaBehind, Unavailable
-from service.errors import Problem
+from service.errors import unavailable
 from service.resource import Resource, describe
 from service.schema import known_migrations
-from service.web import RETRY_SECONDS, error_response, json_response, refuse_query
+from service.web import json_response, refuse_query
 
 OK = b'{"status": "ok"}'
 
@@ -27,17 +27,13 @@ async def readyz(request: Request) -> Response:
     try:
         missing = known_migrations() - await queries.applied_migrations(request.app.state.db)
     except SchemaBehind:
-        return _not_ready("schema: no migration is applied; run `python -m service migrate`")
+        raise unavailable("schema: no migration is applied; run `python -m service migrate`") from None
     except Unavailable:
-        return _not_ready("database: it does not answer")
+        raise unavailable("database: it does not answer") from None
     if missing:
         names = ", ".join(sorted(missing))
-        return _not_ready(f"schema: {names} not applied; run `python -m service migrate`")
+        raise unavailable(f"schema: {names} not applied; run `python -m service migrate`")
     return json_response(OK)
-
-
-def _not_ready(detail: str) -> Response:
-    return error_response(Problem(503, detail, {"Retry-After": str(RETRY_SECONDS)}))
 
 
 routes = [Resource("/healthz", GET=healthz), Resource("/readyz", GET=readyz)]

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.__main__ import SERVER_OPTIONS
+
 
 async def answer(request: Request) -> Response:
     """Returns the least that is JSON."""
@@ -17,14 +19,4 @@ async def answer(request: Request) -> Response:
 app = Starlette(routes=[Route("/api/{user_id}/tasks/{task_id}", answer)])
 
 if __name__ == "__main__":
-    # the same as in service/__main__.py
-    uvicorn.run(
-        app,
-        port=int(os.environ["PORT"]),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
+    uvicorn.run(app, port=int(os.environ["PORT"]), **SERVER_OPTIONS)

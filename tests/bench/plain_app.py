@@ -7,6 +7,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from service import log
+from service.__main__ import SERVER_OPTIONS
 from service.app import create_app
 from service.batches import Statement
 from service.settings import load
@@ -53,15 +54,4 @@ def application() -> Starlette:
 
 
 if __name__ == "__main__":
-    # the same as in service/__main__.py
-    uvicorn.run(
-        "tests.bench.plain_app:application",
-        factory=True,
-        port=load().port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
+    uvicorn.run("tests.bench.plain_app:application", factory=True, port=load().port, **SERVER_OPTIONS)
