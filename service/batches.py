@@ -51,7 +51,7 @@ class Statement:
 @dataclass(slots=True, eq=False)
 class _Call:
     arguments: tuple[Any, ...]
-    answer: asyncio.Future[Any]
+    answer: asyncio.Future[asyncpg.Record]
     started: float  # the event loop's time
 
 
@@ -95,8 +95,8 @@ class Batches:
             self._watch.cancel()
         await self._pool.close()
 
-    async def fetch(self, statement: Statement, *arguments: Any) -> Any:
-        """Runs the statement; returns the first column of its row.
+    async def fetch(self, statement: Statement, *arguments: Any) -> asyncpg.Record:
+        """Runs the statement; returns its row.
 
         Raises Unavailable when the database does not answer within DEADLINE, and asyncpg.PostgresError for what the
         statement itself did wrong.
@@ -167,7 +167,7 @@ class Batches:
         else:
             for call, row in zip(calls, rows, strict=True):
                 if not call.answer.done():
-                    call.answer.set_result(row[0])
+                    call.answer.set_result(row)
 
     async def _sort_out(self, statement: Statement, calls: list[_Call], error: asyncpg.PostgresError) -> None:
         """Nothing has happened: tells the call that is to blame, or finds it by running each alone."""

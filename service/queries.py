@@ -33,32 +33,35 @@ TASK_UPDATE = _load("task_update", writes=True)
 
 async def list_tasks(db: Batches, user_id: str) -> bytes:
     """Returns the user's live tasks, newest first, as a JSON array."""
-    tasks: bytes = await db.fetch(TASK_LIST, user_id)
+    row = await db.fetch(TASK_LIST, user_id)
+    tasks: bytes = row["tasks"]
     return tasks
 
 
 async def find_task(db: Batches, user_id: str, task_id: str) -> bytes | None:
     """Returns the live task, or None when the user has no such task."""
-    task: bytes | None = await db.fetch(TASK_FIND, user_id, task_id)
+    row = await db.fetch(TASK_FIND, user_id, task_id)
+    task: bytes | None = row["task"]
     return task
 
 
 async def insert_task(db: Batches, user_id: str, task: TaskCreate) -> bytes:
     """Returns the new task. Raises TaskExists."""
     try:
-        created: bytes = await db.fetch(
+        row = await db.fetch(
             TASK_INSERT, user_id, task.id, task.title, task.description, task.initial_status, task.priority
         )
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != "task_pkey":
             raise
         raise TaskExists from None
+    created: bytes = row["task"]
     return created
 
 
 async def update_task(db: Batches, user_id: str, task_id: str, change: TaskUpdate) -> bytes | None:
     """Returns the live task after the change of the fields that were sent, or None when the user has no such task."""
-    task: bytes | None = await db.fetch(
+    row = await db.fetch(
         TASK_UPDATE,
         user_id,
         task_id,
@@ -69,21 +72,25 @@ async def update_task(db: Batches, user_id: str, task_id: str, change: TaskUpdat
         change.priority,
         change.is_completed,
     )
+    task: bytes | None = row["task"]
     return task
 
 
 async def toggle_task(db: Batches, user_id: str, task_id: str) -> bytes | None:
     """Returns the live task, completed if it was not, else pending; None when the user has no such task."""
-    task: bytes | None = await db.fetch(TASK_TOGGLE, user_id, task_id)
+    row = await db.fetch(TASK_TOGGLE, user_id, task_id)
+    task: bytes | None = row["task"]
     return task
 
 
 async def delete_task(db: Batches, user_id: str, task_id: str) -> bool:
     """Moves the live task to the trash; returns False when the user has no such task."""
-    deleted: bool = await db.fetch(TASK_DELETE, user_id, task_id)
+    row = await db.fetch(TASK_DELETE, user_id, task_id)
+    deleted: bool = row["deleted"]
     return deleted
 
 
 async def applied_migrations(db: Batches) -> set[str]:
     """Returns the names of the migrations that the database has. Raises database.SchemaBehind when it never had one."""
-    return set(await db.fetch(SCHEMA_APPLIED))
+    row = await db.fetch(SCHEMA_APPLIED)
+    return set(row["migrations"])

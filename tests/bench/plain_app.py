@@ -33,7 +33,7 @@ class PlainDatabase:
         """Returns the first column of the statement's row."""
         if self._pool is None:
             raise asyncpg.InterfaceError("the pool is not open")
-        return await self._pool.fetchval(statement.sql, *arguments)
+        return await self._pool.fetchrow(statement.sql, *arguments)
 
 
 async def _pass_json(connection: Any) -> None:
