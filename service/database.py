@@ -85,10 +85,14 @@ class Pool:
         self._sizes = smallest, largest
         self._statement_cache = statement_cache
         self._pool: asyncpg.Pool | None = None
+        # As many as stay open anyway are kept out of asyncpg's pool, whose acquire and release take longer than a query
+        self._at_hand: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
         """Opens the pool. When the database is away, returns all the same and goes on trying once a second."""
+        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call
         try:
             await self._connect()
         except (*LOST, asyncpg.PostgresError) as error:
@@ -102,6 +106,7 @@ class Pool:
             for task in self._tasks:
                 task.cancel()
             return
+        self._release_at_hand(pool)
         try:
             await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
         except TimeoutError:
@@ -129,29 +134,53 @@ class Pool:
         connection = await self._acquire(pool)
         try:
             rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
-        except LOST:
-            connection.terminate()
+        except BaseException as error:
+            if isinstance(error, LOST):
+                connection.terminate()
+            # behind the caller's back: after a cancellation it waits for the server's answer
+            self._in_background(_release(pool, connection))
             raise
-        finally:
-            # behind the callers' backs: it takes turns of the event loop, and after a cancellation the server's answer
+        if len(self._at_hand) < self._sizes[0] and self._pool is pool:
+            self._at_hand.append((connection, self._loop.time()))
+        else:
             self._in_background(_release(pool, connection))
         return rows
 
     async def _acquire(self, pool: asyncpg.Pool) -> Any:
-        connection: Any = await pool.acquire()
-        if asyncio.get_running_loop().time() - connection.used_at < IDLE_SECONDS:
+        connection, used_at = self._from_hand(pool)
+        if connection is None:
+            connection = await pool.acquire()
+            used_at = connection.used_at
+        if self._loop.time() - used_at < IDLE_SECONDS:
             return connection
         try:
             await connection.execute("select 1", timeout=PING_SECONDS)
             return connection
         except LOST:
             connection.terminate()
-            await pool.expire_connections()  # its neighbours sat idle just as long
+            self._release_at_hand(pool)  # its neighbours sat idle just as long
+            await pool.expire_connections()
         except BaseException:
             self._in_background(_release(pool, connection))
             raise
         await _release(pool, connection)
         return await pool.acquire()
+
+    def _from_hand(self, pool: asyncpg.Pool) -> tuple[Any, float]:
+        while self._at_hand:
+            connection, used_at = self._at_hand.pop()  # the one used last, so that the others may go idle
+            try:
+                if not connection.is_closed():
+                    return connection, used_at
+                self._in_background(_release(pool, connection))
+            except asyncpg.InterfaceError:
+                pass  # the server has closed it, and it went back into the pool by itself
+        return None, 0
+
+    def _release_at_hand(self, pool: asyncpg.Pool) -> None:
+        for connection, _ in self._at_hand:
+            self._in_background(_release(pool, connection))
+        self._at_hand.clear()
 
     async def _connect(self) -> None:
         address, _, query = self._url.partition("?")
@@ -179,7 +208,7 @@ class Pool:
                 log.debug("the database is still away: %s", _explain(error))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)  # the event loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
 
