@@ -149,8 +149,8 @@ class Pool:
     async def _acquire(self, pool: asyncpg.Pool) -> Any:
         connection, used_at = self._from_hand(pool)
         if connection is None:
-            connection = await pool.acquire()
-            used_at = connection.used_at
+            acquired: Any = await pool.acquire()
+            connection, used_at = acquired, acquired.used_at
         if self._loop.time() - used_at < IDLE_SECONDS:
             return connection
         try:

@@ -6,7 +6,7 @@ import logging
 from secrets import token_hex
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Begins the connection."""
-        super().connection_made(OnePieceTransport(transport))  # type: ignore[arg-type]  # all that uvicorn calls is there
+        super().connection_made(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -61,43 +61,55 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.__class__ = Cycle  # uvicorn has made it, and lets nobody choose of what class
+        super()._start_asgi_task(cycle, app)
+
     def _forget_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
 
-class OnePieceTransport:
-    """A transport that sends two writes which follow each other in one turn of the event loop together.
+class Cycle(RequestResponseCycle):
+    """A request and its answer, which leaves in one piece.
 
-    uvicorn writes an answer's head and body apart, and uvloop makes a system call of each: together they save an eighth
-    of all the time that a small answer takes.
+    uvicorn writes an answer's head and body apart, and uvloop makes a system call of each; and it searches every header
+    for what must not be there. To do both once an answer saves an eighth of all the time that a small one takes.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._held: bytes | None = None
-        self.is_closing = transport.is_closing
-        self.get_extra_info = transport.get_extra_info
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
+    _head: Any = None  # the answer's first message, until the second comes
 
-    def write(self, data: bytes) -> None:
-        """Sends the data with what is held back; holds it back itself, until this turn ends, when nothing is."""
-        if self._held is None:
-            self._held = data
-            self._loop.call_soon(self._flush)
-        else:
-            self._transport.writelines((self._held, data))
-            self._held = None
+    async def send(self, message: Any) -> None:
+        """Sends an answer: its head with the body when that comes whole, else as uvicorn does."""
+        if not self.response_started:
+            self._head = message
+            self.response_started = True
+            return
+        head, self._head = self._head, None
+        if head is None:
+            await super().send(message)
+        elif message.get("more_body") or self.flow.write_paused:
+            self.response_started = False
+            await super().send(head)
+            await super().send(message)
+        elif not self.disconnected:
+            self._write(head["status"], head["headers"], message["body"])
 
-    def close(self) -> None:
-        """Sends what is held back, then closes the connection."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held is not None:
-            self._transport.write(self._held)
-            self._held = None
+    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        if (b"connection", b"close") in headers:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") + head.count(b"\r") != 2 * len(lines) or b"\0" in head:
+            raise ValueError("a header's value would end its line")
+        self.transport.write(
+            b"".join((STATUS_LINE[status], head, b"\r\n", body if self.scope["method"] != "HEAD" else b""))
+        )
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
