@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.protocol import Protocol
@@ -52,3 +54,18 @@ async def test_a_connection_that_is_kept_alive_outlives_that(port: int) -> None:
         assert await asyncio.wait_for(reader.readuntil(WHOLE_ANSWER), 5)
         await asyncio.sleep(0.5)  # longer than a head may take
     writer.close()
+
+
+async def test_a_header_that_would_end_its_line_is_never_sent() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"{}", headers={"Link": "</>\r\nSet-Cookie: stolen=1"})(scope, receive, send)
+
+    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None)
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Protocol(config=config, server_state=state, app_state={}), "127.0.0.1")
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        writer.write(REQUEST)
+        assert await asyncio.wait_for(reader.read(), 5) == b"", "the connection is closed without an answer"
+        writer.close()
