@@ -5,13 +5,18 @@ from starlette.responses import Response
 
 from service import queries
 from service.auth import authenticate
+from service.lists import next_query, read_search
 from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.resource import Resource, describe
 from service.web import (
     json_response,
+    known_versions,
+    list_path,
+    next_link,
     path_uuid,
     read_body,
     read_optional_body,
+    read_response,
     refuse_query,
     task_path,
     task_response,
@@ -22,8 +27,16 @@ from service.web import (
 async def list_tasks(request: Request) -> Response:
     """List the user's live tasks, newest first."""
     user_id = authenticate(request)
-    refuse_query(request)
-    return json_response(await queries.list_tasks(request.app.state.db, user_id))
+    query, known = request.scope["query_string"], known_versions(request)
+    if not query:
+        page = await queries.list_tasks(request.app.state.db, user_id, known)
+        return read_response(page.tasks, f'W/"{page.version}"')
+    search = read_search(query, user_id)
+    page = await queries.search_tasks(request.app.state.db, user_id, search, known)
+    headers = {} if page.total is None else {"X-Total-Count": str(page.total)}
+    if page.last is not None:
+        headers["Link"] = next_link(request, list_path(user_id), next_query(query, search, user_id, page.last))
+    return read_response(page.tasks, f'W/"{page.version}"', headers)
 
 
 @describe(201, "The new task", body=TaskCreate, errors=(409,), headers=("Location",))
@@ -45,7 +58,8 @@ async def find_task(request: Request) -> Response:
     user_id = authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    return task_response(await queries.find_task(request.app.state.db, user_id, task_id))
+    version, task = await queries.find_task(request.app.state.db, user_id, task_id, known_versions(request))
+    return task_response(None) if version is None else read_response(task, f'"{version}"')
 
 
 @describe(200, "The task after the change", body=TaskUpdate, errors=(404,))
