@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from service import queries
 from service.auth import authenticate
-from service.lists import next_query, read_search
+from service.lists import PARAMETERS, next_query, read_search
 from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.resource import Resource, describe
 from service.web import (
@@ -23,9 +23,21 @@ from service.web import (
 )
 
 
-@describe(200, "The tasks, newest first", many=True)
+@describe(
+    200,
+    "The tasks: newest first, or as asked for",
+    many=True,
+    headers=("Link", "X-Total-Count"),
+    query=PARAMETERS,
+    conditional=True,
+)
 async def list_tasks(request: Request) -> Response:
-    """List the user's live tasks, newest first."""
+    """List the user's tasks.
+
+    Without parameters: all live tasks, newest first. The parameters combine, with "and"; each is given once. A page is
+    followed by the one in its `Link`; a task that stays put is seen exactly once, whatever is written between pages.
+    With `fields`, tasks have those fields alone.
+    """
     user_id = authenticate(request)
     query, known = request.scope["query_string"], known_versions(request)
     if not query:
@@ -52,7 +64,7 @@ async def create_task(request: Request) -> Response:
     return json_response(created, 201, {"Location": task_path(user_id, task.id)})
 
 
-@describe(200, "The task", errors=(404,))
+@describe(200, "The task", errors=(404,), conditional=True)
 async def find_task(request: Request) -> Response:
     """Read one task."""
     user_id = authenticate(request)
