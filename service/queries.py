@@ -5,7 +5,7 @@ not answer in time; a write that raises it may or may not have happened.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -51,8 +51,14 @@ async def list_tasks(db: Batches, user_id: str, known: list[str] | None = None) 
 
 async def search_tasks(db: Batches, user_id: str, search: Search, known: list[str] | None = None) -> Page:
     """Returns the tasks that the search asks for, unless the user's version is known."""
-    row = await db.fetch(
-        TASK_SEARCH,
+    row = await db.fetch(TASK_SEARCH, *search_arguments(user_id, search, known))
+    last = (row["next_rank"], row["next_name"], str(row["next_id"])) if row["is_followed"] else None
+    return Page(row["version"], row["tasks"], last, row["total"])
+
+
+def search_arguments(user_id: str, search: Search, known: list[str] | None) -> tuple[Any, ...]:
+    """Returns the arguments of task_search.sql."""
+    return (
         user_id,
         known,
         search.status,
@@ -73,8 +79,6 @@ async def search_tasks(db: Batches, user_id: str, search: Search, known: list[st
         search.fields and ["id", *search.fields],
         search.count,
     )
-    last = (row["next_rank"], row["next_name"], str(row["next_id"])) if row["is_followed"] else None
-    return Page(row["version"], row["tasks"], last, row["total"])
 
 
 async def find_task(

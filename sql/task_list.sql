@@ -16,4 +16,6 @@ select
             ) t
         ), '[]')
     end as tasks
-from (select coalesce((select version from account where user_id = $1), 0) as version) counter
+from (
+    select coalesce((select version from account where user_id = $1), 0) as version offset 0 -- read once, not twice
+) counter

@@ -24,13 +24,15 @@
 -- $21 boolean: whether to count the tasks that match, on whatever page
 with known as materialized (
     select version, coalesce('*' = any($2) or version::text = any($2), false) as is_current
-    from (select coalesce((select version from account where user_id = $1), 0) as version) counter
+    from (
+        select coalesce((select version from account where user_id = $1), 0) as version offset 0 -- read once, not twice
+    ) counter
 ), word as materialized (
     -- Folded like the text below. A space goes in after all that is neither letter nor digit, so that a word's beginning
     -- is what follows a space; what does not begin with a letter or digit may stand anywhere.
     select
         array_agg(folded) as folded,
-        array_agg(' ' || regexp_replace(folded, '([^[:alnum:]]+)(?=.)', '\1 ', 'g')) filter (where folded ~ '^[[:alnum:]]')
+        array_agg(' ' || regexp_replace(folded, '([^[:alnum:]]+)(?=[[:alnum:]])', '\1 ', 'g')) filter (where folded ~ '^[[:alnum:]]')
             as spaced
     from (
         select distinct upper(lower(regexp_replace(normalize(word, nfd), '[\u0300-\u036f]+', '', 'g'))) as folded

@@ -15,6 +15,7 @@ import pytest
 
 from service import embedded, queries
 from service.batches import Statement
+from service.lists import SORTS, Search
 from service.schema import migrate
 from tests.conftest import ROOT, User, empty_database, eventually, watched
 
@@ -157,22 +158,67 @@ async def test_a_plan_uses_an_index_and_reads_this_user_s_rows_only(
 ) -> None:
     user = "user-77"
     task = await big_table.fetchval("select id from task where user_id = $1 limit 1", user)
-    transaction = big_table.transaction()
-    await transaction.start()
-    try:
-        await big_table.execute(f"set local plan_cache_mode = {mode}")
-        (explained,) = json.loads(
-            await big_table.fetchval(
-                f"explain (analyze, format json) {STATEMENTS[name].sql}", user, *arguments_of(name, task)
-            )
-        )
-    finally:
-        await transaction.rollback()
-    for node in nodes(explained["Plan"]):
+    for node in nodes(await explained(big_table, mode, name, user, *arguments_of(name, task))):
         assert node["Node Type"] != "Seq Scan", node
         assert node["Actual Rows"] <= 100, node  # 50 tasks, and dead entries that rolled back tests left
         if "Relation Name" in node:
             assert node.get("Rows Removed by Filter", 0) == 0, node
+
+
+async def explained(connection: asyncpg.Connection, mode: str, name: str, *arguments: Any) -> dict[str, Any]:
+    """Returns the plan by which the statement has run; what it did is rolled back."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(f"set local plan_cache_mode = {mode}")
+        (found,) = json.loads(
+            await connection.fetchval(f"explain (analyze, format json) {STATEMENTS[name].sql}", *arguments)
+        )
+    finally:
+        await transaction.rollback()
+    plan: dict[str, Any] = found["Plan"]
+    return plan
+
+
+SEARCHES = [
+    Search(limit=10),
+    *(Search(sort=sign + sort, limit=10) for sort in SORTS for sign in ("", "-")),
+    Search(status=["completed"], priority=["high"], is_completed=True),
+    Search(q=["title", "7"], count=True),
+    Search(created_after=LONG_AGO, updated_after=LONG_AGO, completed_after=LONG_AGO),
+    Search(trashed=True, fields=["title"]),
+    Search(sort="title", after=(0, "title 7", str(UUID(int=0)))),
+]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("search", SEARCHES)
+async def test_every_search_reads_this_user_s_rows_only(
+    big_table: asyncpg.Connection, search: Search, mode: str
+) -> None:
+    arguments = queries.search_arguments("user-77", search, None)
+    for node in nodes(await explained(big_table, mode, "task_search", *arguments)):
+        assert node["Node Type"] != "Seq Scan", node
+        if "Relation Name" in node:
+            assert "user_id = " in node.get("Index Cond", node.get("Recheck Cond", "")), node
+            assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 100, node
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("known", [["50"], ["*"], ["7", "50"]])
+@pytest.mark.parametrize("name", ["task_list", "task_search"])
+async def test_a_list_whose_version_is_known_reads_one_row_of_account_and_no_task(
+    big_table: asyncpg.Connection, name: str, known: list[str], mode: str
+) -> None:
+    user = "user-77"
+    arguments = [user, known] if name == "task_list" else queries.search_arguments(user, Search(q=["title"]), known)
+    loops: dict[str, list[int]] = {"account": [], "task": []}
+    for node in nodes(await explained(big_table, mode, name, *arguments)):
+        if "Relation Name" in node:
+            loops[node["Relation Name"]].append(node["Actual Loops"])
+            assert node["Actual Rows"] <= 1
+    assert loops["account"] == [1]
+    assert set(loops["task"]) == {0}, "never executed"
 
 
 # For people in psql ---------------------------------------------------------------------------------------------------
