@@ -32,8 +32,8 @@ with known as materialized (
     -- is what follows a space; what does not begin with a letter or digit may stand anywhere.
     select
         array_agg(folded) as folded,
-        array_agg(' ' || regexp_replace(folded, '([^[:alnum:]]+)(?=[[:alnum:]])', '\1 ', 'g')) filter (where folded ~ '^[[:alnum:]]')
-            as spaced
+        array_agg(' ' || regexp_replace(folded, '([^[:alnum:]]+)(?=[[:alnum:]])', '\1 ', 'g'))
+            filter (where folded ~ '^[[:alnum:]]') as spaced
     from (
         select distinct upper(lower(regexp_replace(normalize(word, nfd), '[\u0300-\u036f]+', '', 'g'))) as folded
         from unnest($6::text[]) word

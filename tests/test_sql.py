@@ -167,17 +167,33 @@ async def test_a_plan_uses_an_index_and_reads_this_user_s_rows_only(
 
 async def explained(connection: asyncpg.Connection, mode: str, name: str, *arguments: Any) -> dict[str, Any]:
     """Returns the plan by which the statement has run; what it did is rolled back."""
+    literals = ", ".join(literal(argument) for argument in arguments)
     transaction = connection.transaction()
     await transaction.start()
     try:
+        # prepared, since the mode says nothing to a statement that is explained directly
         await connection.execute(f"set local plan_cache_mode = {mode}")
+        await connection.execute(f"prepare explained as {STATEMENTS[name].sql}")
         (found,) = json.loads(
-            await connection.fetchval(f"explain (analyze, format json) {STATEMENTS[name].sql}", *arguments)
+            await connection.fetchval(f"explain (analyze, format json) execute explained({literals})")
         )
     finally:
         await transaction.rollback()
+        await connection.execute("deallocate explained")
     plan: dict[str, Any] = found["Plan"]
     return plan
+
+
+def literal(argument: Any) -> str:
+    """Returns a plain argument as SQL writes it."""
+    match argument:
+        case None:
+            return "null"
+        case list():
+            return f"array[{', '.join(map(literal, argument))}]"
+        case bool() | int():
+            return str(argument)
+    return f"'{argument}'"
 
 
 SEARCHES = [
@@ -218,7 +234,7 @@ async def test_a_list_whose_version_is_known_reads_one_row_of_account_and_no_tas
             loops[node["Relation Name"]].append(node["Actual Loops"])
             assert node["Actual Rows"] <= 1
     assert loops["account"] == [1]
-    assert set(loops["task"]) == {0}, "never executed"
+    assert set(loops["task"]) <= {0}, "never executed"
 
 
 # For people in psql ---------------------------------------------------------------------------------------------------
