@@ -85,11 +85,11 @@ def database_url() -> Iterator[str]:
 
 
 @contextmanager
-def empty_database(url: str) -> Iterator[str]:
+def empty_database(url: str, options: str = "") -> Iterator[str]:
     """Yields the URL of an empty database of its own on the tests' server."""
     name = f"empty_{uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as server:
-        server.execute(f"create database {name}")
+        server.execute(f"create database {name} {options}".encode())
         yield url.replace("/postgres?", f"/{name}?")
         server.execute(f"drop database {name} with (force)")
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
-from tests.conftest import SECRET, Served, make_token, serving
+from tests.conftest import SECRET, Served, make_token, serving, wait_until
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -173,6 +173,42 @@ def test_a_listed_page_may_send_and_read_the_contract_s_headers(visitor: Visitor
     assert created.headers["location"] == f"{visitor.tasks}/{created.body['id']}"
     assert created.headers["x-request-id"] == "sent-by-the-page"
     assert created.headers["server-timing"].startswith("total;dur=")
+
+
+def test_a_list_that_has_not_changed_is_not_sent_again(visitor: Visitor, service: Served, listed: str) -> None:
+    visitor.page.goto(listed)
+    visitor.call("POST", body={"title": "Buy milk", "description": "x" * 500})
+
+    def fetched() -> tuple[Answer, int]:
+        """Returns what the script sees, and the status that the service sent."""
+        request_id = uuid4().hex
+        answer = visitor.call("GET", "", **{"X-Request-Id": request_id})
+        wait_until(lambda: request_id in service.log.read_text())
+        (line,) = [line for line in service.log.read_text().splitlines() if request_id in line]
+        return answer, int(line.split("/api/{user_id}/tasks ")[1].split()[0])
+
+    (first, first_sent), (second, second_sent) = fetched(), fetched()
+    assert (first_sent, second_sent) == (200, 304)
+    assert (first.status, second.status) == (200, 200), "the script sees no difference"
+    assert first.body == second.body == visitor.stored()
+    visitor.call("PATCH", f"/{first.body[0]['id']}/complete")
+    third, third_sent = fetched()
+    assert third_sent == 200
+    assert third.body[0]["is_completed"] is True
+
+
+def test_a_listed_page_follows_the_links_from_page_to_page(visitor: Visitor, listed: str) -> None:
+    visitor.page.goto(listed)
+    for number in range(5):
+        visitor.call("POST", body={"title": f"Task {number}"})
+    answer = visitor.call("GET", "?limit=2&count=true")
+    found = answer.body
+    assert answer.headers["x-total-count"] == "5"
+    while "link" in answer.headers:
+        url = answer.headers["link"].split(">")[0].removeprefix("<")
+        answer = visitor.fetch(url.removeprefix(visitor.address), headers={"Authorization": f"Bearer {visitor.token}"})
+        found += answer.body
+    assert found == visitor.stored()
 
 
 def test_a_listed_page_can_read_errors(visitor: Visitor, listed: str) -> None:

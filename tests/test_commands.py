@@ -187,6 +187,13 @@ def test_a_start_can_be_interrupted_and_the_next_one_works(folder: Path) -> None
 # The commands ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_new_database_knows_all_letters_whatever_the_locale(folder: Path) -> None:
+    with serving(folder, LC_ALL="C", BETTER_AUTH_SECRET=SECRET) as service:
+        client = Client(service)
+        client.create("ÄRGER im Büro")
+        assert len(client.call("GET", "?q=ärg%20BURO").json()) == 1
+
+
 def test_help_lists_the_commands(folder: Path) -> None:
     ended = run_service(folder, "--help")
     assert ended.returncode == 0

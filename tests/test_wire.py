@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from email.message import Message
+from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ import pytest
 
 from service.protocol import HEAD_BYTES
 from service.web import BODY_BYTES
-from tests.conftest import Served, make_token, wait_until
+from tests.conftest import SECRET, Served, make_token, serving, wait_until
 
 Headers = dict[str, str]
 
@@ -309,3 +310,69 @@ def test_what_is_no_http_gets_an_error_like_any_other(wire: Wire) -> None:
 def test_a_chunk_that_is_none_is_a_400(wire: Wire, user: str) -> None:
     wire.send(request(user, "POST", b"xyz\r\n", CHUNKED))
     assert wire.rest().startswith(b"HTTP/1.1 400 ")
+
+
+# Behind a proxy -------------------------------------------------------------------------------------------------------
+
+
+def next_page(wire: Wire, user: str, headers: Headers) -> str:
+    wire.send(request(user, headers=headers, rest="?limit=1"))
+    status, answered, _ = wire.answer()
+    assert status == 200
+    link = re.fullmatch(r'<([!#-;=?-~]+)>; rel="next"', answered["Link"])
+    assert link is not None, answered["Link"]
+    return link[1].partition("?")[0]
+
+
+def with_two_tasks(wire: Wire, user: str) -> None:
+    for _ in range(2):
+        wire.send(with_length(user, TASK))
+        assert wire.answer()[0] == 201
+
+
+FORWARDED = {"Host": "tasks.example.org", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+
+
+def test_a_link_has_the_scheme_that_a_trusted_proxy_was_asked_with(wire: Wire, user: str) -> None:
+    with_two_tasks(wire, user)
+    path = f"/api/{user}/tasks"
+    assert next_page(wire, user, {"Host": "tasks.example.org"}) == "http://tasks.example.org" + path
+    assert next_page(wire, user, {"Host": "tasks.example.org:8443"}) == "http://tasks.example.org:8443" + path
+    assert next_page(wire, user, FORWARDED) == "https://tasks.example.org" + path
+    assert next_page(wire, user, {"Host": "x", "X-Forwarded-Proto": "gopher"}) == "http://x" + path
+    assert next_page(wire, user, {"Host": "x", "X-Forwarded-Host": "evil.example"}) == "http://x" + path
+
+
+def test_a_link_does_not_believe_an_address_that_is_not_trusted(tmp_path: Path, database_url: str, user: str) -> None:
+    environment = {"DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "FORWARDED_ALLOW_IPS": "192.0.2.1"}
+    with serving(tmp_path, **environment) as service:
+        wire = Wire(service)
+        with_two_tasks(wire, user)
+        assert next_page(wire, user, FORWARDED) == f"http://tasks.example.org/api/{user}/tasks"
+        wire.close()
+
+
+@pytest.mark.parametrize(
+    "host", ['x>; rel="next", <http://evil.example/', "a b", "x/y", "x?y", "x#y", "user@x", '"', "é", "x:port", ""]
+)
+def test_a_host_that_is_none_gets_into_no_link(wire: Wire, served: Served, user: str, host: str) -> None:
+    with_two_tasks(wire, user)
+    wire.send(request(user, headers={"Host": host}, rest="?limit=1"))
+    status, headers, _ = wire.answer()
+    assert status in (200, 400)
+    if status == 200:
+        assert re.fullmatch(rf'<{served.address}/api/{user}/tasks\?[\w&=-]+>; rel="next"', headers["Link"])
+
+
+def test_a_304_has_no_body_and_the_connection_goes_on(wire: Wire, user: str) -> None:
+    for method in ("GET", "HEAD"):
+        wire.send(request(user, method, headers={"If-None-Match": 'W/"0"'}))
+        status, headers, _ = wire.answer(body=False)
+        assert (status, headers["ETag"], headers["Content-Length"]) == (304, 'W/"0"', None)
+        assert headers["Transfer-Encoding"] is None
+    works(wire, user)
+
+
+def test_a_query_that_is_no_utf_8_is_a_422(wire: Wire, user: str) -> None:
+    wire.send(request(user, rest="?q=x").replace(b"?q=x", b"?q=\xff\xfe"))
+    assert wire.answer()[0] in (400, 422)

@@ -26,11 +26,17 @@ def same_answers(service: Running, peers: list[Running]) -> None:
     """Raises Failure when a peer does other work than the service."""
     with _client(service, READER) as client:
         expected = {path: _normalized(client.get(path).json()) for path in ("/tasks", _task(READER))}
+        _same(client.get("/tasks", headers={"If-None-Match": "*"}).status_code, 304)
     for peer in [service, *peers]:
         try:
             with _client(peer, READER) as client:
                 for path, body in expected.items():
                     _same(_normalized(_success(client.get(path), 200)), body)
+                if peer is not service:  # they know nothing of it: what is measured there is the list
+                    _same(
+                        _normalized(_success(client.get("/tasks", headers={"If-None-Match": "*"}), 200)),
+                        expected["/tasks"],
+                    )
             with _client(peer, WRITER) as client:
                 _check_writes(client)
                 _check_refusals(client)

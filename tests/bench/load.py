@@ -18,6 +18,7 @@ SQL = Path(__file__).parent.parent.parent / "sql"
 WORKLOADS = {
     "one": "GET one task",
     "list": "GET the list of 50",
+    "unchanged": "GET the list of 50 with an If-None-Match that holds: a 304 of the service; the peers send the list",
     "create": "POST a task",
     "complete": "PATCH complete, toggling",
     "update": "PUT another title",
@@ -30,8 +31,9 @@ USER, TASK = ":user", "md5(:user || '/' || :task)::uuid"
 # The arguments of the service's statements, $1 first. A literal that is null or false costs PostgreSQL no more than
 # a parameter; the new title is a number, since pgbench makes nothing else.
 STATEMENTS = {
-    "one": ("task_find", (USER, TASK)),
-    "list": ("task_list", (USER,)),
+    "one": ("task_find", (USER, TASK, "null::text[]")),
+    "list": ("task_list", (USER, "null::text[]")),
+    "unchanged": ("task_list", (USER, "'{*}'::text[]")),
     "create": (
         "task_insert",
         (USER, "gen_random_uuid()", "'Call the plumber'", "'before noon'", "'pending'", "'high'", "'500ms'"),

@@ -20,6 +20,8 @@ end
 local workloads = {
   one = function(user) return head("GET", user, any_task(user)) .. "\r\n" end,
   list = function(user) return head("GET", user, "") .. "\r\n" end,
+  -- `*` holds for every list that there is, whatever the other workloads have written
+  unchanged = function(user) return head("GET", user, "") .. "If-None-Match: *\r\n\r\n" end,
   create = function(user)
     return with_body(head("POST", user, ""),
       '{"title": "Call the plumber ' .. random(1000000) .. '", "description": "before noon", "priority": "high"}')
