@@ -21,7 +21,7 @@ from service.web import (
 @describe(200, "The tasks, newest first", many=True)
 async def list_tasks(request: Request) -> Response:
     """List the user's live tasks, newest first."""
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     refuse_query(request)
     return json_response(await queries.list_tasks(request.app.state.db, user_id))
 
@@ -32,7 +32,7 @@ async def create_task(request: Request) -> Response:
 
     An `id` that the client chooses makes it safe to repeat the request: the second time it is a 409.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     refuse_query(request)
     task = await read_body(request, TaskCreate)
     created = await queries.insert_task(request.app.state.db, user_id, task)
@@ -42,7 +42,7 @@ async def create_task(request: Request) -> Response:
 @describe(200, "The task", errors=(404,))
 async def find_task(request: Request) -> Response:
     """Read one task."""
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     return task_response(await queries.find_task(request.app.state.db, user_id, task_id))
@@ -54,7 +54,7 @@ async def update_task(request: Request) -> Response:
 
     PUT and PATCH do the same. `{}`, or values equal to the stored ones, change nothing, `version` included.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     change = await read_body(request, TaskUpdate)
@@ -64,7 +64,7 @@ async def update_task(request: Request) -> Response:
 @describe(204, "The task is in the trash", errors=(404,))
 async def delete_task(request: Request) -> Response:
     """Delete a task."""
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     deleted = await queries.delete_task(request.app.state.db, user_id, task_id)
@@ -77,7 +77,7 @@ async def complete_task(request: Request) -> Response:
 
     Without a body it toggles; with one it sets, so that a repeated request is safe.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     wanted = await read_optional_body(request, TaskComplete)
