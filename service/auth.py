@@ -99,7 +99,7 @@ class Tokens:
         if published is None or not isinstance(key_id, str) or header.get("alg") not in ALGORITHMS:
             raise _refusal("Invalid token")
         if published.by_id is None:
-            wait = max(1, math.ceil(published.seconds_until_search()))
+            wait = math.ceil(max(1, published.seconds_until_search()))
             raise UnknownKey(unavailable("Service unavailable", wait), key_id)
         if key_id not in published.by_id:
             raise UnknownKey(_refusal("Invalid token"), key_id)
