@@ -26,6 +26,7 @@ from tests.jwks import KeyPair, Publisher, key_pair, publishing, send
 ALGORITHMS = ["EdDSA", "ES256", "ES512", "RS256", "PS256"]
 KEYS = {algorithm: key_pair(f"key-{algorithm}", algorithm) for algorithm in ALGORITHMS}
 ED = KEYS["EdDSA"]
+STARTED = time.monotonic()
 REFUSED = (401, {"detail": "Invalid token"})
 UNAVAILABLE = (503, {"detail": "Service unavailable"})
 
@@ -87,13 +88,13 @@ async def is_ready(service: Service) -> bool:
 
 
 class Clock:
-    """The time that the published keys are kept by."""
+    """The time that the published keys are kept by; it stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return STARTED + self.ahead
 
 
 @pytest.fixture
