@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 BIN = .venv/bin
+NODE_MODULES = tests/better_auth/node_modules/.package-lock.json
 
 .PHONY: run test check bench lock
 
 run: .venv/run.done
 	$(BIN)/python -m service serve
 
-test: .venv/dev.done
+test: .venv/dev.done $(NODE_MODULES)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/dev.done
@@ -35,3 +36,7 @@ lock: .venv/dev.done
 .venv/dev.done: .venv/run.done requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
+
+# What the tests with a real Better Auth server need; they are skipped when there is no npm, or the net is away.
+$(NODE_MODULES): tests/better_auth/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix tests/better_auth --ignore-scripts --no-audit --no-fund && touch $@; fi || [ -z "$$CI" ]

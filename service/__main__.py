@@ -187,6 +187,8 @@ def _welcome(settings: Settings, listener: socket.socket) -> str:
 
 
 def _token(settings: Settings, user: str) -> str:
+    if settings.secret is None:
+        raise Failure("Without BETTER_AUTH_SECRET only the Better Auth server can make tokens: sign in there")
     now = int(time.time())
     claims: dict[str, str | int] = {"sub": user, "iat": now, "exp": now + TOKEN_HOURS * 3600}
     if settings.jwt_issuer:

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from service.auth import Tokens
 from service.batches import Batches
 from service.database import Pool
+from service.keys import PublishedKeys
 from service.middleware import Edge
 from service.openapi import document
 from service.routes import docs, health, tasks
@@ -27,20 +28,25 @@ class Service(Starlette):
 def create_app(settings: Settings) -> Starlette:
     """Returns the application. Its lifespan opens and closes the pool, with or without the database."""
 
+    published = None
+    if settings.jwks_url is not None:
+        published = PublishedKeys(settings.jwks_url, settings.published_issuer, settings.published_audience)
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await app.state.db.open()
-        gc.collect()
-        gc.freeze()  # what is there now stays: the collector need not look through it again and again
-        yield
-        gc.unfreeze()
+        async with published.kept_fresh() if published else nullcontext():
+            gc.collect()
+            gc.freeze()  # what is there now stays: the collector need not look through it again and again
+            yield
+            gc.unfreeze()
         await app.state.db.close()
 
     app = Service(routes=[*tasks.routes, *health.routes, *docs.routes], lifespan=lifespan)
     app.router.redirect_slashes = False  # a path with a trailing slash is another path
     app.state.settings = settings
     app.state.openapi = document(app.routes)
-    app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience)
+    app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience, published)
     app.state.db = Batches(
         Pool(settings.url(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
     )

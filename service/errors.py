@@ -23,12 +23,12 @@ class Problem(Exception):
         self.headers = headers
 
 
-RETRY_SECONDS = 1  # what `Retry-After` says
+RETRY_SECONDS = 1  # what `Retry-After` says where nothing better is known
 
 
-def unavailable(detail: str) -> Problem:
+def unavailable(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
     """Returns the 503, which says when to ask again."""
-    return Problem(503, detail, {"Retry-After": str(RETRY_SECONDS)})
+    return Problem(503, detail, {"Retry-After": str(seconds)})
 
 
 def invalid(loc: list[str | int], msg: str, type_: str) -> Problem:

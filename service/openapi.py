@@ -47,7 +47,11 @@ ERRORS: dict[int, tuple[str, Any]] = {
     ),
     431: ("The request's headers are over 32 KiB", "Request headers too large: 40000 bytes, at most 32768"),
     500: ("A bug; the log has what the answer has not", "Internal server error"),
-    503: ("The database does not answer; ask again after Retry-After", "Service unavailable"),
+    503: (
+        "The database does not answer, or the token's signature cannot be checked yet, as the Better Auth server does "
+        "not answer; ask again after Retry-After",
+        "Service unavailable",
+    ),
 }
 
 HEADERS: dict[str, tuple[str, Json]] = {

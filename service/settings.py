@@ -49,6 +49,36 @@ def normalized_url(secret: SecretStr) -> SecretStr:
     return SecretStr(f"postgresql://{url.netloc}{url.path}?{urlencode(query, quote_via=quote)}".removesuffix("?"))
 
 
+def http_url(text: str) -> str:
+    """Returns the URL. Raises ValueError unless keys can be fetched from it."""
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018  (the property is what checks the port)
+        host = (url.hostname or "").encode("idna")
+    except ValueError:
+        raise ValueError("is no URL") from None
+    if url.scheme not in ("http", "https") or not host:
+        raise ValueError("must begin with http:// or https:// and a host")
+    if "@" in url.netloc or "#" in text or re.search(r"[^!-~]", text):
+        raise ValueError("must be without a user, a #, spaces and what is not ASCII")
+    return text
+
+
+def server_url(text: str) -> str:
+    """Returns the server's URL without slashes at its end. Raises ValueError unless it is one."""
+    if "?" in http_url(text):
+        raise ValueError("must be without a query")
+    return text.rstrip("/")
+
+
+def origin_of(text: str) -> str:
+    """Returns the URL's origin in the form that browsers and Better Auth give it: lower case, no usual port."""
+    url = urlsplit(text)
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    usual = url.port in (None, {"http": 80, "https": 443}[url.scheme])
+    return f"{url.scheme}://{host}" + ("" if usual else f":{url.port}")
+
+
 def origins(value: str) -> tuple[str, ...]:
     """Splits the comma-separated origins. Raises ValueError that names the one that is no origin."""
     found = tuple(part.strip().rstrip("/").lower() for part in value.split(",") if part.strip())
@@ -71,6 +101,8 @@ class Settings(BaseSettings):
     )
 
     database_url: Annotated[SecretStr, AfterValidator(normalized_url)] | None = None
+    better_auth_url: Annotated[str, AfterValidator(server_url)] | None = None
+    better_auth_jwks_url: Annotated[str, AfterValidator(http_url)] | None = None
     better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=True)
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
@@ -91,10 +123,15 @@ class Settings(BaseSettings):
     @field_validator("better_auth_secret")
     @classmethod
     def is_there_and_long_enough(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
-        """Refuses a secret that is too short, or missing where the database is an external one."""
+        """Refuses a secret that is too short, or missing where nothing else says who signs the tokens."""
         length = len(secret.get_secret_value())
-        if length == 0 and info.data.get("database_url", ...) is not None:
-            raise ValueError("is required with DATABASE_URL: set it to the frontend's secret")
+        signers = ("better_auth_url", "better_auth_jwks_url")
+        has_url = any(info.data.get(name, ...) is not None for name in signers)  # a wrong one is not in the data
+        if length == 0 and not has_url and info.data.get("database_url", ...) is not None:
+            raise ValueError(
+                "is required with DATABASE_URL, unless BETTER_AUTH_URL is set: "
+                "set it to the frontend's secret, or BETTER_AUTH_URL to its Better Auth server's address"
+            )
         if 0 < length < SECRET_LENGTH:
             raise ValueError(
                 f"has {length} characters and needs at least {SECRET_LENGTH}; `openssl rand -base64 32` makes one"
@@ -111,12 +148,35 @@ class Settings(BaseSettings):
         return most
 
     @property
-    def secret(self) -> str:
-        """The secret that signs HS256 tokens; for the embedded database one is made once and kept.
+    def secret(self) -> str | None:
+        """The secret that signs HS256 tokens, None where there is none: then no HS256 token is accepted.
 
-        Raises embedded.Unusable when the data folder cannot hold it.
+        For the embedded database one is made once and kept. Raises embedded.Unusable when the data folder cannot hold
+        it.
         """
-        return self.better_auth_secret.get_secret_value() or embedded.kept_secret()
+        if secret := self.better_auth_secret.get_secret_value():
+            return secret
+        return embedded.kept_secret() if self.database_url is None else None
+
+    @property
+    def jwks_url(self) -> str | None:
+        """Where the Better Auth server publishes its keys; None when no such server is set.
+
+        As for Better Auth itself, a path in BETTER_AUTH_URL is where its API is, and without one that is /api/auth.
+        """
+        if self.better_auth_jwks_url is not None or self.better_auth_url is None:
+            return self.better_auth_jwks_url
+        return self.better_auth_url + ("/jwks" if urlsplit(self.better_auth_url).path else "/api/auth/jwks")
+
+    @property
+    def published_issuer(self) -> str | None:
+        """The `iss` of a token that a published key signs; Better Auth's is the origin of its address."""
+        return self.jwt_issuer or (origin_of(self.better_auth_url) if self.better_auth_url else None)
+
+    @property
+    def published_audience(self) -> str | None:
+        """The `aud` of a token that a published key signs; Better Auth's is the same."""
+        return self.jwt_audience or (origin_of(self.better_auth_url) if self.better_auth_url else None)
 
     def url(self) -> str:
         """The database's URL, password included. Raises embedded.Unusable when the embedded one is not running."""

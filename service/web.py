@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.auth import authenticate
+from service.auth import authenticate_at_once
 from service.database import Unavailable
 from service.errors import Invalid, Problem, invalid, shown, unavailable
 from service.models import canonical_uuid
@@ -178,7 +178,7 @@ def _no_route(error: HTTPException, request: Request) -> Problem:
     if path.startswith("/api/"):
         request.scope.setdefault("path_params", {"user_id": path.split("/")[2]})
         try:
-            authenticate(request)
+            authenticate_at_once(request)
         except Problem as refusal:
             return refusal
     headers = dict(error.headers or {})

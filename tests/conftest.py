@@ -33,10 +33,11 @@ ORIGIN = "http://frontend.test:3000"
 ADDRESS = "http://service.test"
 
 
-def make_token(sub: Any, *, key: Any = SECRET, algorithm: Any = "HS256", **claims: Any) -> str:
+def make_token(sub: Any, *, key: Any = SECRET, algorithm: Any = "HS256", headers: Any = None, **claims: Any) -> str:
     """Returns a token that is good for an hour, but for what the arguments say; a claim that is None is left out."""
     payload = {"sub": sub, "exp": int(time.time()) + 3600} | claims
-    return jwt.encode({name: value for name, value in payload.items() if value is not None}, key, algorithm=algorithm)
+    payload = {name: value for name, value in payload.items() if value is not None}
+    return jwt.encode(payload, key, algorithm=algorithm, headers=headers)
 
 
 @dataclass

@@ -325,6 +325,11 @@ def test_a_data_folder_that_cannot_be_written_is_named(folder: Path, command: st
     assert f"The data folder {folder / '.data'} is not writable" in refused(folder, *arguments)
 
 
+def test_without_a_secret_there_is_no_token(folder: Path) -> None:
+    said = refused(folder, "token", "me", DATABASE_URL=NOBODY_LISTENS, BETTER_AUTH_URL="http://127.0.0.1:9")
+    assert "Without BETTER_AUTH_SECRET only the Better Auth server can make tokens" in said
+
+
 def test_migrate_says_that_nobody_listens(folder: Path) -> None:
     assert "Connection refused" in refused(folder, "migrate", **external(NOBODY_LISTENS))
 

@@ -10,15 +10,15 @@ from service.__main__ import libpq_environment
 from service.batches import Batches, waited
 from service.database import Pool
 from service.schema import migrate
-from service.settings import SettingsError, load
+from service.settings import Settings, SettingsError, load
 from tests.conftest import SECRET, make_settings
 
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Hides the settings, and the .env, of whoever runs the tests."""
-    for name in ("DATABASE_URL", "BETTER_AUTH_SECRET", "FRONTEND_URL", "HOST", "PORT", "WEB_CONCURRENCY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -106,6 +106,18 @@ WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"DATABASE_URL": "postgresql://u:hidden#1@db.test/x"}, ["DATABASE_URL: has a # or % that is not encoded"]),
     ({"DATABASE_URL": "postgresql://u:hidden@a..b/x"}, ["DATABASE_URL: is no URL"]),
     ({"DATABASE_URL": "postgresql://db.test/x?sslmode=nonsense"}, ["DATABASE_URL: has an sslmode that is none of"]),
+    ({"BETTER_AUTH_URL": "ftp://a.test"}, ["BETTER_AUTH_URL: must begin with http:// or https:// and a host"]),
+    ({"BETTER_AUTH_URL": "a.test:3000"}, ["BETTER_AUTH_URL: must begin with http:// or https:// and a host"]),
+    ({"BETTER_AUTH_URL": "https:///x"}, ["BETTER_AUTH_URL: must begin with http:// or https:// and a host"]),
+    ({"BETTER_AUTH_URL": "https://a.test:port"}, ["BETTER_AUTH_URL: is no URL"]),
+    ({"BETTER_AUTH_URL": "https://u:hidden@a.test"}, ["BETTER_AUTH_URL: must be without a user"]),
+    ({"BETTER_AUTH_URL": "https://a.test/?x=1"}, ["BETTER_AUTH_URL: must be without a query"]),
+    ({"BETTER_AUTH_JWKS_URL": "https://a.test/a b"}, ["BETTER_AUTH_JWKS_URL: must be without"]),
+    ({"BETTER_AUTH_JWKS_URL": "file:///etc/passwd"}, ["BETTER_AUTH_JWKS_URL: must begin with http"]),
+    (
+        {"DATABASE_URL": "postgresql://db.test/x", "BETTER_AUTH_URL": "ftp://a.test", "PORT": "x"},
+        ["BETTER_AUTH_URL: ", "PORT: "],
+    ),
     ({"FRONTEND_URL": "*"}, ["FRONTEND_URL: '*' is no origin"]),
     ({"FRONTEND_URL": "https://a.test,https://b.test/path"}, ["FRONTEND_URL: 'https://b.test/path' is no origin"]),
     ({"PORT": "65536", "WEB_CONCURRENCY": "0"}, ["PORT: ", "65535", "WEB_CONCURRENCY: "]),
@@ -131,6 +143,41 @@ def test_a_dotenv_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"PORT=\xff")
     with pytest.raises(SettingsError, match=r"\.env cannot be read"):
         load()
+
+
+SERVERS: list[tuple[dict[str, str], str, str | None]] = [
+    ({"better_auth_url": "https://a.test"}, "https://a.test/api/auth/jwks", "https://a.test"),
+    ({"better_auth_url": "HTTPS://A.test:443/"}, "HTTPS://A.test:443/api/auth/jwks", "https://a.test"),
+    ({"better_auth_url": "http://a.test:3000"}, "http://a.test:3000/api/auth/jwks", "http://a.test:3000"),
+    ({"better_auth_url": "http://[::1]:80"}, "http://[::1]:80/api/auth/jwks", "http://[::1]"),
+    ({"better_auth_url": "https://a.test/api/auth/"}, "https://a.test/api/auth/jwks", "https://a.test"),
+    ({"better_auth_url": "https://a.test/login"}, "https://a.test/login/jwks", "https://a.test"),
+    (
+        {"better_auth_url": "https://a.test", "better_auth_jwks_url": "http://auth:3000/keys?x=1"},
+        "http://auth:3000/keys?x=1",
+        "https://a.test",
+    ),
+    ({"better_auth_jwks_url": "http://auth:3000/keys"}, "http://auth:3000/keys", None),
+]
+
+
+@pytest.mark.parametrize(("values", "jwks_url", "origin"), SERVERS)
+def test_where_keys_are_published_and_by_whom(values: dict[str, str], jwks_url: str, origin: str | None) -> None:
+    settings = make_settings("postgresql://db.test", **values)
+    found = (settings.jwks_url, settings.published_issuer, settings.published_audience)
+    assert found == (jwks_url, origin, origin)
+    settings = make_settings("postgresql://db.test", jwt_issuer="me", jwt_audience="tasks", **values)
+    assert (settings.published_issuer, settings.published_audience) == ("me", "tasks")
+
+
+def test_a_server_s_address_is_enough_without_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", "https://a.test")
+    monkeypatch.setattr(embedded, "DATA", tmp_path / ".data")
+    assert len(load().secret or "") >= 32, "the embedded database has its own, which `token` signs with"
+    monkeypatch.setenv("DATABASE_URL", "postgresql://db.test/x")
+    assert load().secret is None
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "x" * 32)
+    assert load().secret == "x" * 32
 
 
 def test_32_characters_of_secret_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:

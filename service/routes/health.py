@@ -20,7 +20,7 @@ async def healthz(request: Request) -> Response:
     return json_response(OK)
 
 
-@describe(200, "A query answers and the schema is current", health=True, errors=(503,))
+@describe(200, "A query answers, the schema is current, the keys are known", health=True, errors=(503,))
 async def readyz(request: Request) -> Response:
     """Tell whether the service can work."""
     refuse_query(request)
@@ -33,6 +33,9 @@ async def readyz(request: Request) -> Response:
     if missing:
         names = ", ".join(sorted(missing))
         raise unavailable(f"schema: {names} not applied; run `python -m service migrate`")
+    published = request.app.state.tokens.published
+    if published is not None and not published.by_id:
+        raise unavailable("keys: the Better Auth server's are not known; the log says why")
     return json_response(OK)
 
 

@@ -38,7 +38,7 @@ async def list_tasks(request: Request) -> Response:
     followed by the one in its `Link`; a task that stays put is seen exactly once, whatever is written between pages.
     With `fields`, tasks have those fields alone.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     query, known = request.scope["query_string"], known_versions(request)
     if not query:
         page = await queries.list_tasks(request.app.state.db, user_id, known)
@@ -57,7 +57,7 @@ async def create_task(request: Request) -> Response:
 
     An `id` that the client chooses makes it safe to repeat the request: the second time it is a 409.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     refuse_query(request)
     task = await read_body(request, TaskCreate)
     created = await queries.insert_task(request.app.state.db, user_id, task)
@@ -67,7 +67,7 @@ async def create_task(request: Request) -> Response:
 @describe(200, "The task", errors=(404,), conditional=True)
 async def find_task(request: Request) -> Response:
     """Read one task."""
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     version, task = await queries.find_task(request.app.state.db, user_id, task_id, known_versions(request))
@@ -80,7 +80,7 @@ async def update_task(request: Request) -> Response:
 
     PUT and PATCH do the same. `{}`, or values equal to the stored ones, change nothing, `version` included.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     change = await read_body(request, TaskUpdate)
@@ -90,7 +90,7 @@ async def update_task(request: Request) -> Response:
 @describe(204, "The task is in the trash", errors=(404,))
 async def delete_task(request: Request) -> Response:
     """Delete a task."""
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     deleted = await queries.delete_task(request.app.state.db, user_id, task_id)
@@ -103,7 +103,7 @@ async def complete_task(request: Request) -> Response:
 
     Without a body it toggles; with one it sets, so that a repeated request is safe.
     """
-    user_id = authenticate(request)
+    user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     wanted = await read_optional_body(request, TaskComplete)

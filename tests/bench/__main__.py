@@ -22,6 +22,7 @@ TITLES = {
     "whale": "One user with 10,000 tasks lists them without a pause",
     "alone": "A request alone",
     "workers": "Several workers",
+    "eddsa": "Tokens signed EdDSA against HS256",
     "soak": "Very many requests",
 }
 NOTES = [
@@ -67,6 +68,8 @@ def _line_up(stage: lineups.Stage, arguments: argparse.Namespace) -> lineups.Lin
             return lineups.whale(stage)
         case "alone":
             return lineups.alone(stage)
+        case "eddsa":
+            return lineups.eddsa(stage)
         case "workers":
             return lineups.workers(stage, arguments.workers)
         case _:
@@ -109,6 +112,7 @@ def _arguments() -> argparse.Namespace:
         "--whale", dest="mode", action="store_const", const="whale", help="the others while one user lists 10,000 tasks"
     )
     add("--alone", dest="mode", action="store_const", const="alone", help="the service and a plain fetchval")
+    add("--eddsa", dest="mode", action="store_const", const="eddsa", help="the service with EdDSA tokens, and HS256")
     add("--workers", type=int, metavar="N", help="the service with N workers, and one")
     add("--soak", type=int, metavar="N", help="the service's memory over N requests")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,15 +142,15 @@ def caller_step(users: int) -> int:
     return users // CALLERS
 
 
-def write_users(path: Path, users: int) -> None:
+def write_users(path: Path, users: int, token_of: Callable[[str], str] | None = None) -> None:
     """Writes the file that wrk.lua reads: a line for each user with a token."""
     callers = [str(FIRST_USER + n * caller_step(users)) for n in range(CALLERS)]
-    path.write_text("".join(_line(user, TASKS_EACH) for user in callers))
+    path.write_text("".join(_line(user, TASKS_EACH, token_of or token) for user in callers))
 
 
 def write_whale(path: Path) -> None:
     """Writes a file for wrk.lua with the user of very many tasks alone."""
-    path.write_text(_line(WHALE, 1))
+    path.write_text(_line(WHALE, 1, token))
 
 
 def task_id(user: str, number: int) -> str:
@@ -164,5 +164,5 @@ def token(user: str) -> str:
     return jwt.encode({"sub": user, "iat": now, "exp": now + 7 * 24 * 3600}, SECRET, algorithm="HS256")
 
 
-def _line(user: str, tasks: int) -> str:
-    return " ".join([user, token(user), *(task_id(user, n) for n in range(1, tasks + 1))]) + "\n"
+def _line(user: str, tasks: int, token_of: Callable[[str], str]) -> str:
+    return " ".join([user, token_of(user), *(task_id(user, n) for n in range(1, tasks + 1))]) + "\n"

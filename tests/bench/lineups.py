@@ -4,9 +4,10 @@ A line-up maps each row's title to how it is measured; the first row is held aga
 until the stack is closed, and only the one that is measured is under load.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench import database
@@ -14,6 +15,7 @@ from tests.bench.check import same_answers
 from tests.bench.load import Ground, Sample, Timing, beside, measure, pgbench
 from tests.bench.peers import PEERS, started
 from tests.bench.processes import Running
+from tests.jwks import key_pair, publishing
 
 USERS = 5_000  # 250,000 tasks
 BIG_USERS = 200_000  # 10,000,000 tasks
@@ -98,6 +100,22 @@ def alone(stage: Stage) -> LineUp:
     ground = stage.ground()
     peers = [stage.start(name, ground) for name in ("service", "plain")]
     return {peer.title: stage.measuring(ground, peer) for peer in peers}
+
+
+def eddsa(stage: Stage) -> LineUp:
+    """The service with tokens that a published Ed25519 key signs, against the service with HS256."""
+    ground = stage.ground()
+    pair = key_pair("bench")
+    publisher = stage.stack.enter_context(publishing())
+    publisher.keys = [pair]
+    users_file = stage.folder / "users-eddsa"
+    lasting = int(time.time()) + 7 * 24 * 3600
+    database.write_users(users_file, ground.users, lambda user: publisher.token(user, pair, exp=lasting))
+    published = stage.start("service", ground, BETTER_AUTH_URL=publisher.url)
+    return {
+        "EdDSA": stage.measuring(replace(ground, users_file=users_file), published),
+        "HS256": stage.measuring(ground, stage.start("service", ground)),
+    }
 
 
 def workers(stage: Stage, count: int) -> LineUp:

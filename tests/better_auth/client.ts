@@ -1,0 +1,95 @@
+// Every operation of the service, called with the types that openapi-typescript makes of its document.
+import createClient from "openapi-fetch";
+import type { components, operations, paths } from "./schema.js";
+
+declare const process: { argv: [string, string, string, string, string]; exitCode?: number };
+
+const [, , baseUrl, user_id, token] = process.argv;
+const client = createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
+
+const called = new Set<string>();
+client.use({
+  onRequest({ request, schemaPath }) {
+    called.add(`${request.method} ${schemaPath}`);
+  },
+});
+
+function expect(holds: boolean, what: string): asserts holds {
+  if (!holds) throw new Error(what);
+}
+
+type Task = components["schemas"]["Task"];
+
+async function created(title: string): Promise<Task> {
+  const { data, error } = await client.POST("/api/{user_id}/tasks", { params: { path: { user_id } }, body: { title } });
+  expect(data !== undefined, `not created: ${JSON.stringify(error)}`);
+  return data;
+}
+
+function path(task: Task) {
+  return { params: { path: { user_id, task_id: task.id } } };
+}
+
+// An operation that the document has and this table has not is an error of the compiler.
+const uses: Record<keyof operations, () => Promise<void>> = {
+  async create_task() {
+    const task = await created("Buy milk");
+    expect(task.status === "pending" && task.version >= 1, "create");
+    const { error, response } = await client.POST("/api/{user_id}/tasks", {
+      params: { path: { user_id } },
+      body: { title: " " },
+    });
+    expect(response.status === 422 && error !== undefined, "a blank title");
+    const detail: components["schemas"]["Invalid"]["detail"] | string = error.detail;
+    expect(typeof detail !== "string" && detail[0]?.loc.join(".") === "body.title", "where it is wrong");
+  },
+  async list_tasks() {
+    const task = await created("Buy bread");
+    const { data } = await client.GET("/api/{user_id}/tasks", { params: { path: { user_id } } });
+    expect(data?.[0]?.id === task.id, "list");
+  },
+  async find_task() {
+    const task = await created("Buy eggs");
+    const { data } = await client.GET("/api/{user_id}/tasks/{task_id}", path(task));
+    expect(data?.title === "Buy eggs", "find");
+  },
+  async update_task() {
+    const task = await created("Buy tea");
+    const { data } = await client.PATCH("/api/{user_id}/tasks/{task_id}", {
+      ...path(task),
+      body: { status: "in_progress", description: null },
+    });
+    expect(data?.status === "in_progress" && data.version > task.version, "update");
+  },
+  async put_task() {
+    const task = await created("Buy salt");
+    const { data } = await client.PUT("/api/{user_id}/tasks/{task_id}", { ...path(task), body: { priority: "high" } });
+    expect(data?.priority === "high" && data.title === "Buy salt", "put");
+  },
+  async complete_task() {
+    const task = await created("Buy rice");
+    const toggled = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", path(task));
+    expect(toggled.data?.is_completed === true, "complete");
+    const set = await client.PATCH("/api/{user_id}/tasks/{task_id}/complete", {
+      ...path(task),
+      body: { is_completed: false },
+    });
+    expect(set.data?.completed_at === null, "reopen");
+  },
+  async delete_task() {
+    const task = await created("Buy soap");
+    const { response } = await client.DELETE("/api/{user_id}/tasks/{task_id}", path(task));
+    expect(response.status === 204, "delete");
+    const { error } = await client.GET("/api/{user_id}/tasks/{task_id}", path(task));
+    expect(error?.detail === "Task not found", "deleted");
+  },
+  async healthz() {
+    expect((await client.GET("/healthz")).data?.status === "ok", "healthz");
+  },
+  async readyz() {
+    expect((await client.GET("/readyz")).data?.status === "ok", "readyz");
+  },
+};
+
+for (const use of Object.values(uses)) await use();
+console.log(JSON.stringify([...called].sort()));
