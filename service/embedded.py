@@ -110,10 +110,24 @@ def _make_folder(folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
-            PostgresServer(unfinished, cleanup_mode=None).ensure_pgdata_inited()
+            _init(PostgresServer(unfinished, cleanup_mode=None))
         except (subprocess.SubprocessError, OSError) as error:
             raise Unusable(f"The embedded PostgreSQL cannot make its data folder: {error}") from error
         unfinished.rename(folder)
+
+
+def _init(server: PostgresServer) -> None:
+    """Makes a cluster that knows the letters of all languages, whatever the locale of who starts it is.
+
+    The package itself takes that locale; C, as in many containers, would leave search and sort with ASCII's letters.
+    """
+    mark = server.pgdata / "PG_VERSION"
+    mark.touch()  # with it there, the package only opens the folders to the server's user
+    server.ensure_pgdata_inited()
+    mark.unlink()
+    options = ("--auth=trust", "--encoding=utf8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    arguments = (*options, "-U", server.postgres_user, "-D", str(server.pgdata))
+    pgexec("initdb", arguments, bin_path=server.bin_path, user=server.system_user)
 
 
 def _start(server: PostgresServer) -> None:

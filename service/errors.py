@@ -1,7 +1,8 @@
 """The one error that a handler's helpers raise: an HTTP status and what the answer's `detail` says."""
 
+import json
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class Invalid(TypedDict):
@@ -33,3 +34,9 @@ def unavailable(detail: str) -> Problem:
 def invalid(loc: list[str | int], msg: str, type_: str) -> Problem:
     """Returns the 422 with a single entry."""
     return Problem(422, [Invalid(loc=loc, msg=msg, type=type_)])
+
+
+def shown(value: Any) -> str:
+    """Returns what was sent, as a message quotes it."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "…"

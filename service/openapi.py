@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from service.auth import USER_ID_LENGTH
+from service.lists import Parameter
 from service.models import Task, TaskComplete, TaskCreate, TaskUpdate
 from service.resource import Description, Operation, Resource
 
@@ -59,6 +60,12 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "Cache-Control": ("", {"const": "private, no-cache"}),
     "Vary": ("", {"type": "string"}),
     "Location": ("The new task's path", {"type": "string", "format": "uri-reference"}),
+    "ETag": (
+        "What If-None-Match takes: a task's version, or the user's counter for a list",
+        {"type": "string", "pattern": '^(W/)?"[0-9]+"$'},
+    ),
+    "Link": ('The next page, when there is one: `<URL>; rel="next"`', {"type": "string"}),
+    "X-Total-Count": ("With `count=true`: how many tasks match", {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("", {"const": "Bearer"}),
     "Retry-After": ("Seconds to wait", {"type": "string", "pattern": "^[0-9]+$"}),
 }
@@ -93,6 +100,14 @@ PATH_PARAMETERS: dict[str, Json] = {
     "task_id": {"schema": {"type": "string", "format": "uuid"}, "example": TASK_EXAMPLE["id"]},
 }
 
+IF_NONE_MATCH: Json = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "the `ETag` of an earlier answer: a 304 when nothing has changed since; browsers send it themselves",
+    "schema": {"type": "string"},
+    "example": 'W/"7"',
+}
+
 
 def document(routes: Sequence[BaseRoute]) -> bytes:
     """Returns the document, as JSON, for those of the routes that describe themselves."""
@@ -117,7 +132,9 @@ def document(routes: Sequence[BaseRoute]) -> bytes:
             "tags": [{"name": "tasks"}, {"name": "health"}],
             "paths": paths,
             "components": {
-                "schemas": schemas["$defs"] | {"Error": _error_schema({"type": "string"}), "Invalid": _INVALID},
+                "schemas": schemas["$defs"]
+                | {"TaskFields": _of_which_some(schemas["$defs"]["Task"])}
+                | {"Error": _error_schema({"type": "string"}), "Invalid": _INVALID},
                 "headers": {
                     name: {"schema": schema} | ({"description": text} if text else {})
                     for name, (text, schema) in HEADERS.items()
@@ -151,6 +168,9 @@ def _described(route: Resource, operation: Operation) -> Json:
     parameters = [
         {"name": name, "in": "path", "required": True} | PATH_PARAMETERS[name] for name in route.param_convertors
     ]
+    parameters += [_query_parameter(name, parameter) for name, parameter in described.query.items()]
+    if described.conditional:
+        parameters.append(IF_NONE_MATCH)
     if parameters:
         found["parameters"] = parameters
     errors = set(described.errors) | set(HEALTH_ERRORS if described.health else API_ERRORS)
@@ -160,18 +180,35 @@ def _described(route: Resource, operation: Operation) -> Json:
             "required": described.body_required,
             "content": _json({"$ref": REF + described.body.__name__}, EXAMPLES[described.body]),
         }
-    found["responses"] = {str(described.status): _success(described)} | {
-        str(status): _failure(status, described) for status in sorted(errors)
-    }
+    responses = {described.status: _success(described)} | {status: _failure(status, described) for status in errors}
+    if described.conditional:
+        headers = _headers(described, ("ETag",))
+        responses[304] = {"description": "If-None-Match has the current version", "headers": headers}
+    found["responses"] = {str(status): responses[status] for status in sorted(responses)}
+    return found
+
+
+def _query_parameter(name: str, parameter: Parameter) -> Json:
+    found: Json = {"name": name, "in": "query", "schema": parameter.schema}
+    if parameter.schema["type"] == "array":
+        found |= {"style": "form", "explode": False}  # with commas
+    if parameter.description:
+        found["description"] = parameter.description
+    if parameter.example is not None:
+        found["example"] = parameter.example
     return found
 
 
 def _success(described: Description) -> Json:
-    response: Json = {"description": described.result, "headers": _headers(described, described.headers)}
+    extra = (("ETag",) if described.conditional else ()) + described.headers
+    response: Json = {"description": described.result, "headers": _headers(described, extra)}
     if described.health:
         response["content"] = _json({"const": {"status": "ok"}}, {"status": "ok"})
     elif described.many:
-        response["content"] = _json({"type": "array", "items": {"$ref": REF + "Task"}}, [TASK_EXAMPLE])
+        response["content"] = _json(
+            {"type": "array", "items": {"anyOf": [{"$ref": REF + "Task"}, {"$ref": REF + "TaskFields"}]}},
+            [TASK_EXAMPLE],
+        )
     elif described.status != 204:
         response["content"] = _json({"$ref": REF + "Task"}, TASK_EXAMPLE)
     return response
@@ -192,6 +229,11 @@ def _failure(status: int, described: Description) -> Json:
 def _headers(described: Description, extra: tuple[str, ...]) -> Json:
     names = ALWAYS + (() if described.health else ("Cache-Control",)) + extra
     return {name: {"$ref": "#/components/headers/" + name} for name in names}
+
+
+def _of_which_some(task: Json) -> Json:
+    """Returns the schema of a task of which only some fields were asked for."""
+    return task | {"title": "TaskFields", "description": "The fields that were asked for", "required": ["id"]}
 
 
 def _json(schema: Json, example: Any) -> Json:

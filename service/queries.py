@@ -5,10 +5,12 @@ not answer in time; a write that raises it may or may not have happened.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 
 from service.batches import Batches, Statement
+from service.lists import Key, Search
 from service.models import TaskCreate, TaskUpdate
 
 FOLDER = Path(__file__).parent.parent / "sql"
@@ -27,22 +29,60 @@ TASK_DELETE = _load("task_delete", writes=True)
 TASK_FIND = _load("task_find")
 TASK_INSERT = _load("task_insert", writes=True)
 TASK_LIST = _load("task_list")
+TASK_SEARCH = _load("task_search")
 TASK_TOGGLE = _load("task_toggle", writes=True)
 TASK_UPDATE = _load("task_update", writes=True)
 
 
-async def list_tasks(db: Batches, user_id: str) -> bytes:
-    """Returns the user's live tasks, newest first, as a JSON array."""
-    row = await db.fetch(TASK_LIST, user_id)
-    tasks: bytes = row["tasks"]
-    return tasks
+class Page(NamedTuple):
+    """A list, or a part of one."""
+
+    version: int  # the user's counter
+    tasks: bytes | None  # a JSON array; None when the caller knows this version
+    last: Key | None = None  # the last task's place, when another page follows
+    total: int | None = None  # of all pages, when it was asked for
 
 
-async def find_task(db: Batches, user_id: str, task_id: str) -> bytes | None:
-    """Returns the live task, or None when the user has no such task."""
-    row = await db.fetch(TASK_FIND, user_id, task_id)
-    task: bytes | None = row["task"]
-    return task
+async def list_tasks(db: Batches, user_id: str, known: list[str] | None = None) -> Page:
+    """Returns the user's live tasks, newest first, unless their version is known."""
+    row = await db.fetch(TASK_LIST, user_id, known)
+    return Page(row["version"], row["tasks"])
+
+
+async def search_tasks(db: Batches, user_id: str, search: Search, known: list[str] | None = None) -> Page:
+    """Returns the tasks that the search asks for, unless the user's version is known."""
+    row = await db.fetch(
+        TASK_SEARCH,
+        user_id,
+        known,
+        search.status,
+        search.priority,
+        search.is_completed,
+        search.q,
+        search.created_after,
+        search.created_before,
+        search.updated_after,
+        search.updated_before,
+        search.completed_after,
+        search.completed_before,
+        search.trashed,
+        search.sort.removeprefix("-"),
+        search.sort.startswith("-"),
+        *(search.after or (None, None, None)),
+        search.limit,
+        search.fields and ["id", *search.fields],
+        search.count,
+    )
+    last = (row["next_rank"], row["next_name"], str(row["next_id"])) if row["is_followed"] else None
+    return Page(row["version"], row["tasks"], last, row["total"])
+
+
+async def find_task(
+    db: Batches, user_id: str, task_id: str, known: list[str] | None
+) -> tuple[int | None, bytes | None]:
+    """Returns the live task's version, and the task unless that version is known; None and None when there is none."""
+    row = await db.fetch(TASK_FIND, user_id, task_id, known)
+    return row["version"], row["task"]
 
 
 async def insert_task(db: Batches, user_id: str, task: TaskCreate) -> bytes:

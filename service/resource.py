@@ -1,7 +1,7 @@
 """What the routes are made of: a path with an operation for each of its methods, which also say what the docs tell."""
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+
+from service.lists import Parameter
+
+NO_QUERY: Mapping[str, Parameter] = {}
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -26,6 +30,8 @@ class Description:
     errors: tuple[int, ...]
     headers: tuple[str, ...]
     health: bool
+    query: Mapping[str, Parameter]
+    conditional: bool  # whether If-None-Match may spare the client the answer
 
 
 class Operation:
@@ -73,7 +79,9 @@ def describe(
     errors: tuple[int, ...] = (),
     headers: tuple[str, ...] = (),
     health: bool = False,
+    query: Mapping[str, Parameter] = NO_QUERY,
+    conditional: bool = False,
 ) -> Callable[[Handler], Operation]:
     """Returns a decorator that makes an operation of a handler, with what it takes and answers."""
-    description = Description(status, result, body, body_required, many, errors, headers, health)
+    description = Description(status, result, body, body_required, many, errors, headers, health, query, conditional)
     return lambda handler: Operation(handler, description, handler.__name__)

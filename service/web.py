@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from typing import Any, TypeVar
+import re
+from typing import TypeVar
 from urllib.parse import parse_qsl, quote
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +15,7 @@ from starlette.responses import Response
 
 from service.auth import authenticate
 from service.database import Unavailable
-from service.errors import Invalid, Problem, invalid, unavailable
+from service.errors import Invalid, Problem, invalid, shown, unavailable
 from service.models import canonical_uuid
 from service.queries import TaskExists
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5  # for the whole body to arrive
+
+ENTITY_TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -31,7 +34,7 @@ def path_uuid(request: Request, name: str) -> str:
     try:
         return canonical_uuid(request.path_params[name])
     except ValueError as error:
-        raise invalid(["path", name], f"{error}, not {_shown(request.path_params[name])}", "uuid") from None
+        raise invalid(["path", name], f"{error}, not {shown(request.path_params[name])}", "uuid") from None
 
 
 def refuse_query(request: Request) -> None:
@@ -40,6 +43,18 @@ def refuse_query(request: Request) -> None:
         return
     names = [name for name, _ in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)]
     raise Problem(422, [Invalid(loc=["query", name], msg="Unknown parameter", type="extra") for name in names or [""]])
+
+
+def known_versions(request: Request) -> list[str] | None:
+    """Returns what If-None-Match lists, weak or not: what a version is, or `*`; None when it was not sent.
+
+    What is no entity tag matches nothing, so that the answer is the whole one, which is always right.
+    """
+    sent = [value for name, value in request.scope["headers"] if name == b"if-none-match"]  # without a Headers object
+    if not sent:
+        return None
+    text = b",".join(sent).decode("latin-1")
+    return ["*"] if text.strip() == "*" else ENTITY_TAG.findall(text)
 
 
 async def read_body(request: Request, model: type[BodyModel]) -> BodyModel:
@@ -96,18 +111,19 @@ def _entry(problem: ErrorDetails) -> Invalid:
     elif problem["type"] == "string_too_short":
         message += " that is not white space"
     elif problem["type"] not in ("json_invalid", "missing", "extra_forbidden", "contradiction", "nul"):
-        message += f", not {_shown(value)}"
+        message += f", not {shown(value)}"
     return Invalid(loc=["body", *problem["loc"]], msg=message, type=problem["type"])
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Returns the answer with this JSON."""
     return Response(body, status, headers, media_type="application/json")
+
+
+def read_response(body: bytes | None, etag: str, headers: dict[str, str] | None = None) -> Response:
+    """Returns the answer with this JSON, or a 304 when the client has it already: there is no body then."""
+    headers = {"ETag": etag} | (headers or {})
+    return Response(status_code=304, headers=headers) if body is None else json_response(body, 200, headers)
 
 
 def task_response(task: bytes | None) -> Response:
@@ -117,9 +133,22 @@ def task_response(task: bytes | None) -> Response:
     return json_response(task)
 
 
+def list_path(user_id: str) -> str:
+    """Returns the path of the user's list."""
+    return f"/api/{quote(user_id, safe='')}/tasks"
+
+
 def task_path(user_id: str, task_id: str) -> str:
     """Returns the task's path, as it goes into `Location`."""
-    return f"/api/{quote(user_id, safe='')}/tasks/{task_id}"
+    return f"{list_path(user_id)}/{task_id}"
+
+
+def next_link(request: Request, path: str, query: str) -> str:
+    """Returns the `Link` to the next page: complete, with the scheme and the host that the client used.
+
+    uvicorn has put the scheme right behind a proxy that it trusts; Starlette takes the host for none unless it is one.
+    """
+    return f'<{request.url.scheme}://{request.url.netloc}{path}?{query}>; rel="next"'
 
 
 def error_response(problem: Problem) -> Response:

@@ -1,11 +1,19 @@
--- task_list.sql: the user's live tasks, newest first, as one JSON array.
+-- task_list.sql: the user's counter, and the live tasks, newest first, as one JSON array.
+-- tasks is null when the counter is among those of $2; no task is read then.
 -- $1 text: the user
-select coalesce((
-    select json_agg(t)
-    from (
-        select *
-        from task
-        where user_id = $1 and deleted_at is null
-        order by created_at desc, id
-    ) t
-), '[]') as tasks
+-- $2 text[]: what If-None-Match lists, versions or *; null when it was not sent
+select
+    version,
+    case
+        when '*' = any($2) or version::text = any($2) then null
+        else coalesce((
+            select json_agg(t)
+            from (
+                select *
+                from task
+                where user_id = $1 and deleted_at is null
+                order by created_at desc, id
+            ) t
+        ), '[]')
+    end as tasks
+from (select coalesce((select version from account where user_id = $1), 0) as version) counter

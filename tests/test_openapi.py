@@ -1,5 +1,6 @@
 """The OpenAPI document: valid, complete, and true of the running service."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from service.lists import PARAMETERS
 from service.models import Task
 from tests.conftest import ROOT, Served, User, make_token
 
@@ -55,7 +57,7 @@ async def test_every_operation_is_described(document: dict[str, Any]) -> None:
             assert {"408", "413", "415"} <= statuses
         for status, response in operation["responses"].items():
             assert {"X-Request-Id", "X-Content-Type-Options", "Server-Timing", "Vary"} <= set(response["headers"])
-            assert ("content" in response) is (status != "204")
+            assert ("content" in response) is (status not in ("204", "304"))
 
 
 async def test_it_tells_every_limit(document: dict[str, Any]) -> None:
@@ -66,6 +68,21 @@ async def test_it_tells_every_limit(document: dict[str, Any]) -> None:
     assert create["priority"]["enum"] == ["low", "medium", "high"]
     assert (task["user_id"]["minLength"], task["user_id"]["maxLength"]) == (1, 255)
     assert list(task) == list(Task.model_fields)
+
+
+async def test_it_has_every_parameter_of_a_list_with_an_example_that_works(
+    document: dict[str, Any], user: User
+) -> None:
+    listed = document["paths"]["/api/{user_id}/tasks"]["get"]
+    parameters = [parameter for parameter in listed["parameters"] if parameter["in"] == "query"]
+    assert [parameter["name"] for parameter in parameters] == list(PARAMETERS)
+    for parameter in parameters:
+        if parameter["name"] != "cursor":
+            example = parameter["example"]
+            text = ",".join(example) if isinstance(example, list) else json.dumps(example).strip('"')
+            assert (await user.call("GET", params={parameter["name"]: text})).status_code == 200
+    assert {"ETag", "Link", "X-Total-Count"} <= set(listed["responses"]["200"]["headers"])
+    assert "ETag" in listed["responses"]["304"]["headers"]
 
 
 async def test_its_examples_work(document: dict[str, Any], user: User) -> None:
@@ -92,11 +109,19 @@ def test_the_service_does_what_the_document_says(served: Served, tmp_path: Path)
     user = "schemathesis"
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(f'[parameters]\n"path.user_id" = "{user}"\n')
+    document = httpx.get(served.address + "/openapi.json").json()
+    parameters = document["paths"]["/api/{user_id}/tasks"]["get"]["parameters"]
+    parameters.remove(
+        next(parameter for parameter in parameters if parameter["name"] == "cursor")
+    )  # none can be made up
+    without_cursor = tmp_path / "openapi.json"
+    without_cursor.write_text(json.dumps(document))
     command = [
         str(Path(sys.executable).parent / "schemathesis"),
         f"--config-file={configuration}",
         "run",
-        served.address + "/openapi.json",
+        str(without_cursor),
+        f"--url={served.address}",
         f"--header=Authorization: Bearer {make_token(user)}",
         "--checks=all",
         "--max-examples=50",

@@ -41,7 +41,7 @@ async def test_every_form_of_url_works_for_pool_migrations_and_psql(database_url
     db = Batches(Pool(settings.url(), 1, 2, 100))
     await db.open()
     token = waited.set([])
-    assert await queries.list_tasks(db, "anybody") == b"[]"
+    assert (await queries.list_tasks(db, "anybody")).tasks == b"[]"
     waited.reset(token)
     await db.close()
 
@@ -51,7 +51,7 @@ async def test_without_a_statement_cache_it_works_too(database_url: str) -> None
     await db.open()
     token = waited.set([])
     for _ in range(3):
-        assert await queries.list_tasks(db, "anybody") == b"[]"
+        assert (await queries.list_tasks(db, "anybody")).tasks == b"[]"
     waited.reset(token)
     await db.close()
 

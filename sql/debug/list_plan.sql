@@ -6,6 +6,6 @@
     \set user demo
 \endif
 \set statement `cat sql/task_list.sql`
-prepare list_plan(text) as :statement;
-explain (analyze, buffers) execute list_plan(:'user');
+prepare list_plan(text, text[]) as :statement;
+explain (analyze, buffers) execute list_plan(:'user', null);
 deallocate list_plan;
