@@ -42,7 +42,7 @@ async def test_it_has_every_route_of_the_api(app: Starlette, document: dict[str,
     }
     assert {(path, method) for path, method, _ in operations(document)} == routes
     ids = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(ids)) == len(ids) == 9
+    assert len(set(ids)) == len(ids) == 10
 
 
 async def test_every_operation_is_described(document: dict[str, Any]) -> None:
@@ -88,6 +88,8 @@ async def test_it_has_every_parameter_of_a_list_with_an_example_that_works(
 async def test_its_examples_work(document: dict[str, Any], user: User) -> None:
     task = await user.create()
     for path, method, operation in operations(document):
+        if operation["operationId"] == "restore_task":
+            await user.call("DELETE", f"/{task['id']}")
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
         url = path.format(user_id=user.id, task_id=task["id"])
         response = await user.client.request(method, url, headers=user.headers, json=body)

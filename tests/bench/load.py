@@ -30,14 +30,17 @@ USER, TASK = ":user", "md5(:user || '/' || :task)::uuid"
 # The arguments of the service's statements, $1 first. A literal that is null or false costs PostgreSQL no more than
 # a parameter; the new title is a number, since pgbench makes nothing else.
 STATEMENTS = {
-    "one": ("task_find", (USER, TASK)),
-    "list": ("task_list", (USER,)),
+    "one": ("task_find", (USER, TASK, "null::text[]")),
+    "list": ("task_list", (USER, "null::text[]")),
     "create": (
         "task_insert",
         (USER, "gen_random_uuid()", "'Call the plumber'", "'before noon'", "'pending'", "'high'", "'500ms'"),
     ),
-    "complete": ("task_toggle", (USER, TASK, "'500ms'")),
-    "update": ("task_update", (USER, TASK, ":number::text", "false", "null", "null", "null", "null", "'500ms'")),
+    "complete": ("task_toggle", (USER, TASK, "null", "'500ms'")),
+    "update": (
+        "task_update",
+        (USER, TASK, ":number::text", "false", "null", "null", "null", "null", "null", "'500ms'"),
+    ),
 }
 MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}
 
@@ -182,7 +185,7 @@ def _script(ground: Ground, workload: str, folder: Path) -> Path:
     name, arguments = STATEMENTS[workload]
     lines = (SQL / f"{name}.sql").read_text().splitlines()
     statement = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
-    statement = re.sub(r"\$(\d)", lambda match: arguments[int(match[1]) - 1], statement)
+    statement = re.sub(r"\$(\d+)", lambda match: arguments[int(match[1]) - 1], statement)
     step = database.caller_step(ground.users)
     path = folder / f"{workload}.pgbench"
     path.write_text(
