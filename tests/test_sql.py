@@ -40,7 +40,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "task_delete": ("{task}", None, "1s"),
     "task_find": ("{task}", None),
     "task_insert": ("{new}", "Title", None, "pending", "medium", "1s"),
-    "task_insert_once": ("{new}", "Title", None, "pending", "medium", "another key", bytes(32), "1s"),
+    "task_insert_once": ("{new}", "Title", None, "pending", "medium", "another-key", bytes(32), "1s"),
     "task_list": (None,),
     "task_purge": (["{trashed}"], NEVER, "1s"),
     "task_restore": ("{trashed}", None, "1s"),
