@@ -1,6 +1,7 @@
-"""python -m service: serve (the default), migrate, token, psql."""
+"""python -m service: serve (the default), migrate, purge, token, psql."""
 
 import argparse
+import asyncio
 import multiprocessing
 import multiprocessing.process
 import os
@@ -24,11 +25,16 @@ from uvicorn.supervisors import Multiprocess
 
 from service import embedded, log
 from service.app import create_app
+from service.batches import Batches
+from service.database import Pool, Unavailable
 from service.protocol import Protocol
+from service.purge import Purged, purge
 from service.schema import migrate
 from service.settings import Settings, SettingsError, load
 
 TOKEN_HOURS = 12
+TRASH_DAYS = 30  # what DELETE says of the trash
+MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
 SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 s that load balancers keep an idle connection
 SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications run under the same
@@ -104,6 +110,21 @@ def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_purge(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Erases old trash and old keys of retries, and says how many."""
+    log.set_up(settings.log_level, settings.log_format)
+    with _database(settings) as url:
+        try:
+            purged = asyncio.run(_purge(settings, url, arguments.days))
+        except Unavailable as error:
+            raise Failure(f"The database does not answer: {error}") from None
+    print(
+        f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
+        f" and {_counted(purged.keys, 'retry key')}"
+    )
+    return 0
+
+
 def run_token(settings: Settings, arguments: argparse.Namespace) -> int:
     """Prints a token for the user."""
     print(_token(settings, arguments.user))
@@ -117,6 +138,26 @@ def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
     with _database(settings) as url:
         # the password goes through the environment: a command line is there for every user of the machine to read
         return subprocess.call([psql or embedded.PSQL, *arguments.arguments], env=os.environ | libpq_environment(url))  # noqa: S603
+
+
+async def _purge(settings: Settings, url: str, days: int) -> Purged:
+    db = Batches(Pool(url, 1, 1, settings.db_statement_cache))
+    await db.open()
+    try:
+        return await purge(db, days)
+    finally:
+        await db.close()
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _days(text: str) -> int:
+    """Returns the number of days; raises what argparse makes a message of."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST_DAYS)) and int(text) <= MOST_DAYS):
+        raise argparse.ArgumentTypeError(f"a whole number from 0 to {MOST_DAYS}, not {text!r}")
+    return int(text)
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
@@ -135,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=serve)
     commands.add_parser("serve", help="answer requests (the default)").set_defaults(run=serve)
     commands.add_parser("migrate", help="bring the database's tables up to date").set_defaults(run=run_migrate)
+    purge_command = commands.add_parser("purge", help="erase what has been in the trash for long, and old retry keys")
+    days = f"how long a task stays in the trash ({TRASH_DAYS})"
+    purge_command.add_argument("--days", type=_days, default=TRASH_DAYS, help=days)
+    purge_command.set_defaults(run=run_purge)
     token = commands.add_parser("token", help="print a token to try the API with")
     token.add_argument("user", help="the user's id, as it stands in the path: /api/USER/tasks")
     token.set_defaults(run=run_token)

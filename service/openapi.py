@@ -33,6 +33,7 @@ ERRORS: dict[int, tuple[str, Any]] = {
     404: ("The user has no such task", "Task not found"),
     408: ("The body did not arrive within 5 seconds", "Request body incomplete"),
     409: ("The user already has a task with this id", "Task already exists"),
+    412: ("The task has another version than those of If-Match; ETag has it", "Task has changed"),
     413: ("The body is over 64 KiB", "Request body too large"),
     415: ("The body's content type is not JSON", "Unsupported media type"),
     422: (
@@ -65,8 +66,12 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "Vary": ("", {"type": "string"}),
     "Location": ("The new task's path", {"type": "string", "format": "uri-reference"}),
     "ETag": (
-        "What If-None-Match takes: a task's version, or the user's counter for a list",
+        "What If-Match and If-None-Match take: a task's version, or the user's counter for a list",
         {"type": "string", "pattern": '^(W/)?"[0-9]+"$'},
+    ),
+    "Idempotent-Replayed": (
+        "Sent when this is the first answer again, to a repeated request with the same Idempotency-Key",
+        {"const": "true"},
     ),
     "Link": ('The next page, when there is one: `<URL>; rel="next"`', {"type": "string"}),
     "X-Total-Count": ("With `count=true`: how many tasks match", {"type": "string", "pattern": "^[0-9]+$"}),
@@ -110,6 +115,26 @@ IF_NONE_MATCH: Json = {
     "description": "the `ETag` of an earlier answer: a 304 when nothing has changed since; browsers send it themselves",
     "schema": {"type": "string"},
     "example": 'W/"7"',
+}
+
+IF_MATCH: Json = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "`*`, or quoted versions: a 412 when the task has none of them, and nothing is changed",
+    "schema": {
+        "type": "string",
+        "pattern": r'^(\*|"(0|[1-9][0-9]*)"([ \t]*,[ \t]*"(0|[1-9][0-9]*)")*)$',
+    },
+    "example": "*",
+}
+IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": (
+        "made up anew for each task, and sent again with a repeated request, which then gets the first answer again; "
+        "kept for a day at least. Another request with the same key is a 422"
+    ),
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$", "minLength": 1, "maxLength": 255},
 }
 
 
@@ -175,9 +200,17 @@ def _described(route: Resource, operation: Operation) -> Json:
     parameters += [_query_parameter(name, parameter) for name, parameter in described.query.items()]
     if described.conditional:
         parameters.append(IF_NONE_MATCH)
+    if described.takes_versions:
+        parameters.append(IF_MATCH)
+    if described.takes_key:
+        parameters.append(IDEMPOTENCY_KEY)
     if parameters:
         found["parameters"] = parameters
-    errors = set(described.errors) | set(HEALTH_ERRORS if described.health else API_ERRORS)
+    errors = (
+        set(described.errors)
+        | ({412} if described.takes_versions else set())
+        | set(HEALTH_ERRORS if described.health else API_ERRORS)
+    )
     if described.body is not None:
         errors |= set(BODY_ERRORS)
         found["requestBody"] = {
@@ -205,6 +238,8 @@ def _query_parameter(name: str, parameter: Parameter) -> Json:
 
 def _success(described: Description) -> Json:
     extra = (("ETag",) if described.conditional else ()) + described.headers
+    if described.takes_key:
+        extra += ("Idempotent-Replayed",)
     response: Json = {"description": described.result, "headers": _headers(described, extra)}
     if described.health:
         response["content"] = _json({"const": {"status": "ok"}}, {"status": "ok"})
@@ -222,7 +257,7 @@ def _failure(status: int, described: Description) -> Json:
     text, detail = ERRORS[status]
     if described.health and status == 503:
         detail = "database: it does not answer"
-    extra = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}.get(status, ())
+    extra = {401: ("WWW-Authenticate",), 412: ("ETag",), 503: ("Retry-After",)}.get(status, ())
     return {
         "description": text,
         "headers": _headers(described, extra),

@@ -32,6 +32,8 @@ class Description:
     health: bool
     query: Mapping[str, Parameter]
     conditional: bool  # whether If-None-Match may spare the client the answer
+    takes_versions: bool  # whether If-Match may keep the change from being made
+    takes_key: bool  # whether Idempotency-Key makes a retry safe
 
 
 class Operation:
@@ -81,7 +83,22 @@ def describe(
     health: bool = False,
     query: Mapping[str, Parameter] = NO_QUERY,
     conditional: bool = False,
+    takes_versions: bool = False,
+    takes_key: bool = False,
 ) -> Callable[[Handler], Operation]:
     """Returns a decorator that makes an operation of a handler, with what it takes and answers."""
-    description = Description(status, result, body, body_required, many, errors, headers, health, query, conditional)
+    description = Description(
+        status,
+        result,
+        body,
+        body_required,
+        many,
+        errors,
+        headers,
+        health,
+        query,
+        conditional,
+        takes_versions,
+        takes_key,
+    )
     return lambda handler: Operation(handler, description, handler.__name__)

@@ -17,7 +17,7 @@ from service.auth import authenticate_at_once
 from service.database import Unavailable
 from service.errors import Invalid, Problem, invalid, shown, unavailable
 from service.models import canonical_uuid
-from service.queries import TaskExists
+from service.queries import Created, KeyTaken, TaskExists, Written
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,10 @@ BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5  # for the whole body to arrive
 
 ENTITY_TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
+
+_VERSION = r'[ \t]*"(?:0|[1-9][0-9]*)"[ \t]*'
+VERSIONS = re.compile(f"{_VERSION}(?:,{_VERSION})*")
+KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -55,6 +59,39 @@ def known_versions(request: Request) -> list[str] | None:
         return None
     text = b",".join(sent).decode("latin-1")
     return ["*"] if text.strip() == "*" else ENTITY_TAG.findall(text)
+
+
+def wanted_versions(request: Request) -> list[str] | None:
+    """Returns the versions that If-Match lists; None when any will do: it says `*`, or was not sent.
+
+    Raises Problem, a 422: whoever makes a change depend on something must not have it made regardless.
+    """
+    sent = [value for name, value in request.scope["headers"] if name == b"if-match"]  # without a Headers object
+    if not sent:
+        return None
+    text = b",".join(sent).decode("latin-1")
+    if text.strip(" \t") == "*":
+        return None
+    if not VERSIONS.fullmatch(text):
+        message = f'Should be * or quoted versions like "7" or "7", "9", not {shown(text)}'
+        raise invalid(["header", "If-Match"], message, "if_match")
+    return re.findall("[0-9]+", text)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Returns the Idempotency-Key, or None when it was not sent; raises Problem, a 422."""
+    sent = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
+    if not sent:
+        return None
+    if len(sent) > 1:
+        raise invalid(["header", "Idempotency-Key"], "Should be sent once", "idempotency_key")
+    if not KEY.fullmatch(sent[0]):
+        message = f"Should be 1 to 255 visible ASCII characters, not {shown(sent[0].decode('latin-1'))}"
+        if len(sent[0]) > 255:
+            message += f", which are {len(sent[0])}"
+        raise invalid(["header", "Idempotency-Key"], message, "idempotency_key")
+    key: str = sent[0].decode("ascii")
+    return key
 
 
 async def read_body(request: Request, model: type[BodyModel]) -> BodyModel:
@@ -126,11 +163,26 @@ def read_response(body: bytes | None, etag: str, headers: dict[str, str] | None 
     return Response(status_code=304, headers=headers) if body is None else json_response(body, 200, headers)
 
 
-def task_response(task: bytes | None) -> Response:
-    """Returns the answer with this task; raises Problem, a 404, when there is none."""
-    if task is None:
-        raise Problem(404, "Task not found")
-    return json_response(task)
+def task_response(written: Written) -> Response:
+    """Returns the answer with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
+    if written.task is None:
+        raise not_written(written.version)
+    return json_response(written.task, 200, {"ETag": f'"{written.version}"'})
+
+
+def created_response(user_id: str, created: Created) -> Response:
+    """Returns the answer with this new task, or with the one that the first request with the same key has made."""
+    headers = {"Location": task_path(user_id, created.id), "ETag": f'"{created.version}"'}
+    if created.is_replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return json_response(created.task, 201, headers)
+
+
+def not_written(version: int | None) -> Problem:
+    """Returns the 412 for a task that has this version and should have another, or the 404 when it has none."""
+    if version is None:
+        return Problem(404, "Task not found")
+    return Problem(412, "Task has changed", {"ETag": f'"{version}"'})
 
 
 def list_path(user_id: str) -> str:
@@ -164,6 +216,9 @@ def problem_of(error: Exception, request: Request) -> Problem | None:
             return error
         case TaskExists():
             return Problem(409, "Task already exists")
+        case KeyTaken():
+            message = "Another request was sent with this key before: a new request needs a new key"
+            return invalid(["header", "Idempotency-Key"], message, "idempotency_key")
         case Unavailable():
             log.warning("503: %s", error)
             return unavailable("Service unavailable")

@@ -1,4 +1,4 @@
--- task_insert.sql: a new task as JSON; fails on task_pkey when the id is taken.
+-- task_insert.sql: a new task as JSON, and its version; fails on task_pkey when the id is taken.
 -- $1 text: the user
 -- $2 uuid: the task
 -- $3 text: the title
@@ -21,4 +21,5 @@ with number as (
     from moment
     returning *
 )
-select (select row_to_json(inserted) from inserted) as task
+select version, row_to_json(inserted) as task
+from inserted

@@ -1,12 +1,15 @@
--- task_toggle.sql: the live task as JSON, completed if it was not, else pending; null when the user has no such task.
+-- task_toggle.sql: the live task's version, and the task as JSON, completed if it was not, else pending.
+-- Both are null when the user has no such task; task alone is null when its version is not among those of $3, and nothing
+-- is written then.
 -- $1 text: the user
 -- $2 uuid: the task
--- $3 text: how long to wait for a lock, like 500ms
+-- $3 text[]: the versions that If-Match lists; null for any
+-- $4 text: how long to wait for a lock, like 500ms
 with turn as materialized (
     -- wait for the user's other writers: no deadlock, and numbers become visible in their order
     select user_id
     from account
-    where user_id = $1 and set_config('lock_timeout', $3, true) is not null -- until this transaction ends
+    where user_id = $1 and set_config('lock_timeout', $4, true) is not null -- until this transaction ends
     for no key update
 ), before as materialized (
     -- locking reads the newest version of the row, which may be newer than the statement's snapshot
@@ -19,6 +22,7 @@ with turn as materialized (
         case when status = 'completed' then 'pending' else 'completed' end as status,
         greatest(clock_timestamp(), updated_at + interval '1 microsecond') as now
     from before
+    where $3::text[] is null or version::text = any($3)
 ), number as (
     update account
     set version = account.version + 1
@@ -35,4 +39,6 @@ with turn as materialized (
     where task.user_id = $1 and task.id = $2
     returning task.*
 )
-select (select row_to_json(updated) from updated) as task
+select
+    coalesce((select version from updated), (select version from before)) as version,
+    (select row_to_json(updated) from updated) as task

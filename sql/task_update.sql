@@ -1,4 +1,6 @@
--- task_update.sql: the live task as JSON, after the change; null when the user has no such task.
+-- task_update.sql: the live task's version, and the task as JSON, after the change.
+-- Both are null when the user has no such task; task alone is null when its version is not among those of $9, and nothing
+-- is written then.
 -- What is null stays as it is. When nothing differs, nothing is written and no number is taken.
 -- $1 text: the user
 -- $2 uuid: the task
@@ -8,12 +10,13 @@
 -- $6 text: the status, or null
 -- $7 text: the priority, or null
 -- $8 boolean: is_completed, or null; it gives way to $6
--- $9 text: how long to wait for a lock, like 500ms
+-- $9 text[]: the versions that If-Match lists; null for any
+-- $10 text: how long to wait for a lock, like 500ms
 with turn as materialized (
     -- wait for the user's other writers: no deadlock, and numbers become visible in their order
     select user_id
     from account
-    where user_id = $1 and set_config('lock_timeout', $9, true) is not null -- until this transaction ends
+    where user_id = $1 and set_config('lock_timeout', $10, true) is not null -- until this transaction ends
     for no key update
 ), before as materialized (
     -- locking reads the newest version of the row, which may be newer than the statement's snapshot
@@ -33,6 +36,7 @@ with turn as materialized (
         end as status,
         coalesce($7, priority) as priority
     from before
+    where $9::text[] is null or version::text = any($9)
 ), change as materialized (
     select wanted.*, greatest(clock_timestamp(), before.updated_at + interval '1 microsecond') as now
     from before, wanted
@@ -57,7 +61,9 @@ with turn as materialized (
     where task.user_id = $1 and task.id = $2
     returning task.*
 )
-select coalesce(
-    (select row_to_json(updated) from updated),
-    (select row_to_json(before) from before)
-) as task
+select
+    coalesce((select version from updated), (select version from before)) as version,
+    coalesce(
+        (select row_to_json(updated) from updated),
+        (select row_to_json(before) from before, wanted) -- nothing differs
+    ) as task

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
@@ -209,6 +210,49 @@ def test_a_listed_page_follows_the_links_from_page_to_page(visitor: Visitor, lis
         answer = visitor.fetch(url.removeprefix(visitor.address), headers={"Authorization": f"Bearer {visitor.token}"})
         found += answer.body
     assert found == visitor.stored()
+
+
+def test_two_tabs_that_edit_one_task_do_not_overwrite_each_other(
+    browser: Browser, visitor: Visitor, listed: str
+) -> None:
+    visitor.page.goto(listed)
+    task = visitor.call("POST", body={"title": "Buy milk"}).body
+    path = f"/{task['id']}"
+    with browser.new_page() as second_page:
+        second_page.goto(listed)
+        second = Visitor(visitor.id, second_page, visitor.address)
+        seen = [tab.call("GET", path) for tab in (visitor, second)]
+        assert {answer.headers["etag"] for answer in seen} == {'"1"'}
+        won = second.call("PATCH", path, {"title": "Second"}, **{"If-Match": seen[1].headers["etag"]})
+        assert (won.status, won.headers["etag"]) == (200, '"2"')
+        lost = visitor.call("PATCH", path, {"title": "First"}, **{"If-Match": seen[0].headers["etag"]})
+        assert (lost.status, lost.body, lost.headers["etag"]) == (412, {"detail": "Task has changed"}, '"2"')
+        again = visitor.call("PATCH", path, {"title": "First"}, **{"If-Match": lost.headers["etag"]})
+        assert (again.status, again.body["version"]) == (200, 3)
+    assert [task["title"] for task in visitor.stored()] == ["First"]
+
+
+ABORTED = """async ([url, options]) => {
+    const control = new AbortController();
+    const answer = fetch(url, {...options, signal: control.signal}).then(() => "answered", (error) => error.name);
+    setTimeout(() => control.abort(), 300);
+    return answer;
+}"""
+
+
+def test_a_retry_after_an_aborted_request_makes_one_task(visitor: Visitor, listed: str, database_url: str) -> None:
+    visitor.page.goto(listed)
+    visitor.call("POST", body={"title": "Before"})  # so that there is an account to hold
+    key = {"Idempotency-Key": str(uuid4())}
+    headers = {"Authorization": f"Bearer {visitor.token}", "Content-Type": "application/json"} | key
+    options = {"method": "POST", "headers": headers, "body": json.dumps({"title": "Buy milk"})}
+    with psycopg.connect(database_url) as holder:
+        holder.execute("select from account where user_id = %s for update", (visitor.id,))
+        assert visitor.page.evaluate(ABORTED, [visitor.address + visitor.tasks, options]) == "AbortError"
+    wait_until(lambda: len(visitor.stored()) == 2)  # the request had arrived
+    again = visitor.call("POST", body={"title": "Buy milk"}, **key)
+    assert (again.status, again.headers["idempotent-replayed"]) == (201, "true")
+    assert [task["title"] for task in visitor.stored()] == ["Buy milk", "Before"]
 
 
 def test_a_listed_page_can_read_errors(visitor: Visitor, listed: str) -> None:

@@ -9,17 +9,19 @@ from service.lists import PARAMETERS, next_query, read_search
 from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.resource import Resource, describe
 from service.web import (
-    json_response,
+    created_response,
+    idempotency_key,
     known_versions,
     list_path,
     next_link,
+    not_written,
     path_uuid,
     read_body,
     read_optional_body,
     read_response,
     refuse_query,
-    task_path,
     task_response,
+    wanted_versions,
 )
 
 
@@ -51,17 +53,22 @@ async def list_tasks(request: Request) -> Response:
     return read_response(page.tasks, f'W/"{page.version}"', headers)
 
 
-@describe(201, "The new task", body=TaskCreate, errors=(409,), headers=("Location",))
+@describe(201, "The new task", body=TaskCreate, errors=(409,), headers=("Location", "ETag"), takes_key=True)
 async def create_task(request: Request) -> Response:
     """Create a task.
 
-    An `id` that the client chooses makes it safe to repeat the request: the second time it is a 409.
+    To repeat the request safely, send an `Idempotency-Key`: the second time it gets the first answer again. An `id`
+    that the client chooses does as well: the second time it is a 409.
     """
     user_id = await authenticate(request)
     refuse_query(request)
+    key = idempotency_key(request)
     task = await read_body(request, TaskCreate)
-    created = await queries.insert_task(request.app.state.db, user_id, task)
-    return json_response(created, 201, {"Location": task_path(user_id, task.id)})
+    if key is None:
+        created = await queries.insert_task(request.app.state.db, user_id, task)
+    else:
+        created = await queries.insert_task_once(request.app.state.db, user_id, task, key)
+    return created_response(user_id, created)
 
 
 @describe(200, "The task", errors=(404,), conditional=True)
@@ -71,10 +78,12 @@ async def find_task(request: Request) -> Response:
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     version, task = await queries.find_task(request.app.state.db, user_id, task_id, known_versions(request))
-    return task_response(None) if version is None else read_response(task, f'"{version}"')
+    if version is None:
+        raise not_written(version)
+    return read_response(task, f'"{version}"')
 
 
-@describe(200, "The task after the change", body=TaskUpdate, errors=(404,))
+@describe(200, "The task after the change", body=TaskUpdate, errors=(404,), headers=("ETag",), takes_versions=True)
 async def update_task(request: Request) -> Response:
     """Change exactly the fields that are sent.
 
@@ -83,21 +92,47 @@ async def update_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
+    versions = wanted_versions(request)
     change = await read_body(request, TaskUpdate)
-    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change))
+    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change, versions))
 
 
-@describe(204, "The task is in the trash", errors=(404,))
+@describe(204, "The task is in the trash", errors=(404,), takes_versions=True)
 async def delete_task(request: Request) -> Response:
-    """Delete a task."""
+    """Move a task to the trash.
+
+    It leaves every read but the list of the trash, and keeps its `id`. After 30 days it may be erased for good.
+    """
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    deleted = await queries.delete_task(request.app.state.db, user_id, task_id)
-    return Response(status_code=204) if deleted else task_response(None)
+    version, deleted = await queries.delete_task(request.app.state.db, user_id, task_id, wanted_versions(request))
+    if not deleted:
+        raise not_written(version)
+    return Response(status_code=204)
 
 
-@describe(200, "The task after the change", body=TaskComplete, body_required=False, errors=(404,))
+@describe(200, "The task, live again", errors=(404,), headers=("ETag",), takes_versions=True)
+async def restore_task(request: Request) -> Response:
+    """Take a task out of the trash.
+
+    A task that is not in the trash is a 404.
+    """
+    user_id = await authenticate(request)
+    task_id = path_uuid(request, "task_id")
+    refuse_query(request)
+    return task_response(await queries.restore_task(request.app.state.db, user_id, task_id, wanted_versions(request)))
+
+
+@describe(
+    200,
+    "The task after the change",
+    body=TaskComplete,
+    body_required=False,
+    errors=(404,),
+    headers=("ETag",),
+    takes_versions=True,
+)
 async def complete_task(request: Request) -> Response:
     """Complete or reopen a task.
 
@@ -106,11 +141,12 @@ async def complete_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
+    versions = wanted_versions(request)
     wanted = await read_optional_body(request, TaskComplete)
     if wanted is None:
-        return task_response(await queries.toggle_task(request.app.state.db, user_id, task_id))
+        return task_response(await queries.toggle_task(request.app.state.db, user_id, task_id, versions))
     change = TaskUpdate(is_completed=wanted.is_completed)
-    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change))
+    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change, versions))
 
 
 TASKS = "/api/{user_id}/tasks"
@@ -120,4 +156,5 @@ routes = [
     Resource(TASKS, GET=list_tasks, POST=create_task),
     Resource(TASK, GET=find_task, PATCH=update_task, PUT=update_task.named("put_task"), DELETE=delete_task),
     Resource(TASK + "/complete", PATCH=complete_task),
+    Resource(TASK + "/restore", POST=restore_task),
 ]

@@ -38,8 +38,11 @@ STATEMENTS = {
         "task_insert",
         (USER, "gen_random_uuid()", "'Call the plumber'", "'before noon'", "'pending'", "'high'", "'500ms'"),
     ),
-    "complete": ("task_toggle", (USER, TASK, "'500ms'")),
-    "update": ("task_update", (USER, TASK, ":number::text", "false", "null", "null", "null", "null", "'500ms'")),
+    "complete": ("task_toggle", (USER, TASK, "null", "'500ms'")),
+    "update": (
+        "task_update",
+        (USER, TASK, ":number::text", "false", "null", "null", "null", "null", "null", "'500ms'"),
+    ),
 }
 MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}
 
@@ -184,7 +187,7 @@ def _script(ground: Ground, workload: str, folder: Path) -> Path:
     name, arguments = STATEMENTS[workload]
     lines = (SQL / f"{name}.sql").read_text().splitlines()
     statement = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
-    statement = re.sub(r"\$(\d)", lambda match: arguments[int(match[1]) - 1], statement)
+    statement = re.sub(r"\$(\d+)", lambda match: arguments[int(match[1]) - 1], statement)
     step = database.caller_step(ground.users)
     path = folder / f"{workload}.pgbench"
     path.write_text(

@@ -83,6 +83,12 @@ const uses: Record<keyof operations, () => Promise<void>> = {
     const { error } = await client.GET("/api/{user_id}/tasks/{task_id}", path(task));
     expect(error?.detail === "Task not found", "deleted");
   },
+  async restore_task() {
+    const task = await created("Buy rope");
+    await client.DELETE("/api/{user_id}/tasks/{task_id}", path(task));
+    const { data } = await client.POST("/api/{user_id}/tasks/{task_id}/restore", path(task));
+    expect(data?.deleted_at === null && data.id === task.id, "restore");
+  },
   async healthz() {
     expect((await client.GET("/healthz")).data?.status === "ok", "healthz");
   },

@@ -1,0 +1,2 @@
+drop index task_trash;
+drop table idempotency;

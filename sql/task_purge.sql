@@ -1,0 +1,29 @@
+-- task_purge.sql: erases tasks that are in the trash, for good; how many. That takes one number, so that lists change.
+-- $1 text: the user
+-- $2 uuid[]: the tasks
+-- $3 timestamptz: only those that went to the trash before this
+-- $4 text: how long to wait for a lock, like 500ms
+with turn as materialized (
+    -- wait for the user's other writers: no deadlock, and numbers become visible in their order
+    select user_id
+    from account
+    where user_id = $1 and set_config('lock_timeout', $4, true) is not null -- until this transaction ends
+    for no key update
+), doomed as materialized (
+    -- locking reads the newest version of the row: what was restored, or erased, meanwhile is not among them
+    select task.id
+    from task, turn
+    where task.user_id = $1 and task.id = any($2) and task.deleted_at < $3
+    for update of task
+), erased as (
+    delete from task
+    using doomed
+    where task.user_id = $1 and task.id = doomed.id
+    returning task.id
+), number as (
+    update account
+    set version = account.version + 1
+    where account.user_id = $1 and exists (select from doomed)
+)
+select count(*) as erased
+from erased

@@ -1,0 +1,39 @@
+-- task_restore.sql: a task out of the trash: its version, and the task as JSON, live again.
+-- Both are null when the trash has no such task; task alone is null when its version is not among those of $3, and nothing
+-- is written then.
+-- $1 text: the user
+-- $2 uuid: the task
+-- $3 text[]: the versions that If-Match lists; null for any
+-- $4 text: how long to wait for a lock, like 500ms
+with turn as materialized (
+    -- wait for the user's other writers: no deadlock, and numbers become visible in their order
+    select user_id
+    from account
+    where user_id = $1 and set_config('lock_timeout', $4, true) is not null -- until this transaction ends
+    for no key update
+), before as materialized (
+    -- locking reads the newest version of the row, which may be newer than the statement's snapshot
+    select task.version, task.updated_at
+    from task, turn
+    where task.user_id = $1 and task.id = $2 and task.deleted_at is not null
+    for no key update of task
+), change as materialized (
+    select greatest(clock_timestamp(), updated_at + interval '1 microsecond') as now
+    from before
+    where $3::text[] is null or version::text = any($3)
+), number as (
+    update account
+    set version = account.version + 1
+    from change
+    where account.user_id = $1
+    returning account.version
+), restored as (
+    update task
+    set deleted_at = null, updated_at = change.now, version = number.version
+    from change, number
+    where task.user_id = $1 and task.id = $2
+    returning task.*
+)
+select
+    coalesce((select version from restored), (select version from before)) as version,
+    (select row_to_json(restored) from restored) as task
