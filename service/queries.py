@@ -4,12 +4,14 @@ JSON comes back as the bytes that PostgreSQL made. Every function raises databas
 not answer in time; a write that raises it may or may not have happened.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from service.batches import Batches, Statement
+from service.errors import Invalid
 from service.lists import Key, Search
 from service.models import TaskCreate, TaskUpdate
 
@@ -24,11 +26,13 @@ def _load(name: str, *, writes: bool = False) -> Statement:
     return Statement(name, (FOLDER / f"{name}.sql").read_text(), writes)
 
 
+ACCOUNT_LOCK = _load("account_lock", writes=True)
 SCHEMA_APPLIED = _load("schema_applied")
 TASK_DELETE = _load("task_delete", writes=True)
 TASK_FIND = _load("task_find")
 TASK_INSERT = _load("task_insert", writes=True)
 TASK_LIST = _load("task_list")
+TASK_OPERATE = _load("task_operate", writes=True)
 TASK_SEARCH = _load("task_search")
 TASK_TOGGLE = _load("task_toggle", writes=True)
 TASK_UPDATE = _load("task_update", writes=True)
@@ -128,6 +132,55 @@ async def delete_task(db: Batches, user_id: str, task_id: str) -> bool:
     row = await db.fetch(TASK_DELETE, user_id, task_id)
     deleted: bool = row["deleted"]
     return deleted
+
+
+class Change(NamedTuple):
+    """One operation of a batch: create, update, complete, delete or restore."""
+
+    op: str
+    id: str
+    if_version: int | None = None
+    task: TaskCreate | TaskUpdate | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of an operation of a batch."""
+
+    status: int
+    task: bytes | None = None
+    detail: str | list[Invalid] | None = None
+
+
+async def operate(
+    db: Batches, user_id: str, changes: Sequence[Change | Outcome], *, atomic: bool, dry_run: bool
+) -> list[Outcome]:
+    """Makes the changes, in their order and in one transaction, each of which sees the earlier ones.
+
+    What has failed already is passed on. Nothing is kept of a dry run, nor when it is atomic and one of them fails.
+    """
+    failed = [change for change in changes if isinstance(change, Outcome)]
+    executions = [_execution(user_id, change) for change in changes if isinstance(change, Change)]
+
+    def is_kept(rows: Sequence[asyncpg.Record]) -> bool:
+        statuses: list[int] = [row["status"] for row in rows]
+        if dry_run or (atomic and (failed or max(statuses) >= 400)):
+            return False
+        return min(statuses) < 400  # else a new user's account would stay behind
+
+    rows = iter(await db.transact(ACCOUNT_LOCK, TASK_OPERATE, executions, is_kept) if executions else ())
+    return [change if isinstance(change, Outcome) else Outcome(*next(rows)) for change in changes]
+
+
+def _execution(user_id: str, change: Change) -> tuple[Any, ...]:
+    task = change.task
+    if task is None:
+        fields: tuple[Any, ...] = (None, False, None, None, None, None)
+    elif isinstance(task, TaskCreate):
+        fields = (task.title, True, task.description, task.initial_status, task.priority, None)
+    else:
+        is_described = "description" in task.model_fields_set
+        fields = (task.title, is_described, task.description, task.status, task.priority, task.is_completed)
+    return (user_id, change.op, change.id, change.if_version, *fields)
 
 
 async def applied_migrations(db: Batches) -> set[str]:

@@ -31,6 +31,7 @@ class Description:
     headers: tuple[str, ...]
     health: bool
     query: Mapping[str, Parameter]
+    answer: type[BaseModel] | None  # a task, when it is None
     conditional: bool  # whether If-None-Match may spare the client the answer
 
 
@@ -80,8 +81,11 @@ def describe(
     headers: tuple[str, ...] = (),
     health: bool = False,
     query: Mapping[str, Parameter] = NO_QUERY,
+    answer: type[BaseModel] | None = None,
     conditional: bool = False,
 ) -> Callable[[Handler], Operation]:
     """Returns a decorator that makes an operation of a handler, with what it takes and answers."""
-    description = Description(status, result, body, body_required, many, errors, headers, health, query, conditional)
+    description = Description(
+        status, result, body, body_required, many, errors, headers, health, query, answer, conditional
+    )
     return lambda handler: Operation(handler, description, handler.__name__)

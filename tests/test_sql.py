@@ -28,10 +28,12 @@ LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 
 # Arguments, after the user, with which each statement finds something; {task} becomes the task's id.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "account_lock": ("1s",),
     "task_delete": ("{task}", "1s"),
     "task_find": ("{task}", None),
     "task_insert": ("{new}", "Title", None, "pending", "medium", "1s"),
     "task_list": (None,),
+    "task_operate": ("update", "{task}", 1, "Changed", False, None, None, None, None),
     "task_search": (
         *(None, ["pending"], ["low", "medium"], False, ["title"], LONG_AGO, None, LONG_AGO, None, None, None, False),
         *("title", False, 0, "", UUID(int=0), 1000, ["id", "user_id"], True),
@@ -59,7 +61,7 @@ def arguments_of(name: str, task: UUID) -> list[Any]:
 
 def answer(row: asyncpg.Record) -> Any:
     """Returns the column that has what was asked for."""
-    return next(row[name] for name in ("task", "tasks", "deleted") if name in row.keys())  # noqa: SIM118  (a record)
+    return next(row[name] for name in ("task", "tasks", "deleted", "made") if name in row.keys())  # noqa: SIM118  (a record)
 
 
 def test_every_file_is_loaded_and_every_statement_has_a_file() -> None:
@@ -95,7 +97,7 @@ def test_the_first_parameter_is_the_user_of_every_table(name: str) -> None:
     reads = len(re.findall(r"\b(?:from|join|update)\s+(?:task|account)\b", sql))
     assert len(re.findall(r"user_id = \$1", sql)) == reads, "each table is restricted by its own user_id = $1"
     if "insert into" in sql:
-        assert re.search(r"insert into task \(user_id,", sql)
+        assert re.search(r"insert into (task|account) \(user_id,", sql)
 
 
 @pytest.mark.parametrize("name", OF_A_USER)
@@ -115,12 +117,13 @@ async def test_a_statement_touches_its_own_user_only(connection: asyncpg.Connect
     rows = await connection.fetch(STATEMENTS[name].sql, mine, *arguments)
     assert len(rows) == 1
     assert theirs not in str(rows[0])
-    assert answer(rows[0]) not in (None, "[]", False), "it found something to do"
+    if name != "account_lock":
+        assert answer(rows[0]) not in (None, "[]", False), "it found something to do"
     assert await rows_of(theirs) == before
 
     rows = await connection.fetch(STATEMENTS[name].sql, "nobody", *arguments)
     assert len(rows) == 1, "one row, whatever it finds"
-    if name != "task_insert":
+    if name not in ("task_insert", "account_lock"):
         assert answer(rows[0]) in (None, "[]", False)
         assert not rows[0].get("version")
     assert await rows_of(theirs) == before
@@ -229,6 +232,8 @@ async def test_a_statement_can_be_pasted_and_run_with_bind(database_url: str, us
         arguments[2] = ""
     elif name == "task_update":
         arguments = [task["id"], "Changed", "false", "", "pending", "low", "false", "1s"]
+    elif name == "task_operate":
+        arguments = ["complete", task["id"], task["version"], "Changed", "false", "", "pending", "low", "false"]
     elif name == "task_search":
         moments = ["-infinity", "infinity"] * 3
         arguments = ["{}", "{completed}", "{medium}", "true", "{milk}", *moments, "false", "title", "true"]
@@ -236,4 +241,4 @@ async def test_a_statement_can_be_pasted_and_run_with_bind(database_url: str, us
     quoted = " ".join(f"'{argument}'" for argument in [user.id, *arguments])
     printed = psql(database_url, f"{STATEMENTS[name].sql}\n\\bind {quoted} \\g\n")
     assert "(1 row)" in printed
-    assert user.id in printed or name == "task_delete"
+    assert user.id in printed or name in ("task_delete", "account_lock")
