@@ -1,14 +1,22 @@
 """The operations of a batch: what comes in, and what each of them answers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
 from service.models import NOT_SENT, Task, TaskComplete, TaskCreate, TaskId, TaskUpdate, without_null_defaults
 
 OPERATIONS = 100  # at most in one batch
 
-IfVersion = Annotated[int, Field(ge=1, le=2**63 - 1, description="a 412 when the task has another version")]
+
+def whole_number(value: Any) -> Any:
+    """Returns 7 for 7.0: to JSON, and in every browser, they are the same number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+IfVersion = Annotated[
+    int, BeforeValidator(whole_number), Field(ge=1, le=2**63 - 1, description="a 412 when the task has another version")
+]
 
 
 class _Part(BaseModel):

@@ -114,6 +114,8 @@ def _entry(problem: ErrorDetails) -> Invalid:
     message, value = problem["msg"], problem["input"]
     if problem["loc"][:1] == ("operations",):
         return _entry_of_a_batch(problem)
+    if problem["type"] == "model_type":
+        message = "Input should be an object"  # of an operation's task, pydantic would name the Python class
     if problem["type"] == "string_too_long":
         message += f", not {len(value.strip() if problem['loc'] == ('title',) else value)}"
     elif problem["type"] == "string_too_short":

@@ -58,7 +58,7 @@ async def test_operations_see_the_earlier_ones(user: User) -> None:
     done = await results(
         user,
         {"op": "create", "id": task_id, "task": {"title": " Buy milk "}},
-        {"op": "update", "id": task_id, "task": {"title": "Buy oat milk"}, "if_version": 1},
+        {"op": "update", "id": task_id, "task": {"title": "Buy oat milk"}, "if_version": 1.0},
         {"op": "complete", "id": task_id},
         {"op": "complete", "id": task_id},
         {"op": "complete", "id": task_id, "task": {"is_completed": True}},
@@ -170,7 +170,7 @@ async def test_an_id_stands_in_the_operation_or_in_the_task(user: User) -> None:
 
 async def test_what_is_not_there_or_has_changed(user: User, other: User) -> None:
     theirs, mine = await other.create(), await user.create()
-    live = [{"op": "update", "task": {"title": "x"}}, {"op": "complete"}, {"op": "delete"}]
+    live: list[Json] = [{"op": "update", "task": {"title": "x"}}, {"op": "complete"}, {"op": "delete"}]
     for operation in [*live, {"op": "restore"}]:
         for task_id in (theirs["id"], str(uuid4())):
             assert await results(user, operation | {"id": task_id, "if_version": 1}, atomic=False) == [NOT_FOUND]
@@ -181,7 +181,7 @@ async def test_what_is_not_there_or_has_changed(user: User, other: User) -> None
     await user.call("DELETE", f"/{mine['id']}")
     for operation in live:
         assert await results(user, operation | {"id": mine["id"]}, atomic=False) == [NOT_FOUND]
-    restore = {"op": "restore", "id": mine["id"]}
+    restore: Json = {"op": "restore", "id": mine["id"]}
     assert (await results(user, restore | {"if_version": 1}, atomic=False))[0]["status"] == 412
     assert (await results(user, restore | {"if_version": 2}))[0]["task"]["version"] == 3
     assert (await other.call("GET")).json() == [theirs]
