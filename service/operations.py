@@ -15,7 +15,9 @@ def whole_number(value: Any) -> Any:
 
 
 IfVersion = Annotated[
-    int, BeforeValidator(whole_number), Field(ge=1, le=2**63 - 1, description="a 412 when the task has another version")
+    int,
+    Field(ge=1, le=2**63 - 1, description="a 412 when the task has another version"),
+    BeforeValidator(whole_number),
 ]
 
 
