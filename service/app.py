@@ -13,7 +13,7 @@ from service.database import Pool
 from service.keys import PublishedKeys
 from service.middleware import Edge
 from service.openapi import document
-from service.routes import docs, health, tasks
+from service.routes import batch, docs, health, tasks
 from service.settings import Settings
 
 
@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> Starlette:
             gc.unfreeze()
         await app.state.db.close()
 
-    app = Service(routes=[*tasks.routes, *health.routes, *docs.routes], lifespan=lifespan)
+    app = Service(routes=[*tasks.routes, *batch.routes, *health.routes, *docs.routes], lifespan=lifespan)
     app.router.redirect_slashes = False  # a path with a trailing slash is another path
     app.state.settings = settings
     app.state.openapi = document(app.routes)

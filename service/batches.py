@@ -16,9 +16,11 @@ What has to be right about it, and is:
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import asyncpg
 
@@ -30,6 +32,7 @@ DEADLINE = 4.5  # seconds from a call to its answer
 LOCK = 0.5  # seconds that calls which went together wait for a lock
 SLOW = 0.5  # seconds after which a batch no longer counts as in flight
 SLOW_BATCHES = 4  # of one statement; beyond them, slow ones count: dear statements must not take every connection
+TRANSACTIONS = 4  # at once, so that those that wait for a lock leave connections to the rest
 LOOK = 0.25  # seconds between two looks at what takes long
 
 # Milliseconds that the current request has waited for the database; the log and Server-Timing tell them.
@@ -81,6 +84,8 @@ class Batches:
         self._queues: dict[Statement, _Queue] = {}
         self._under_way: set[_Batch] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._transactions = asyncio.Semaphore(TRANSACTIONS)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # gone when nobody waits
         self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
@@ -112,6 +117,35 @@ class Batches:
         started = time.perf_counter()
         try:
             return await call.answer
+        finally:
+            waited.get().append((time.perf_counter() - started) * 1000)
+
+    async def transact(
+        self,
+        lock: Statement,
+        statement: Statement,
+        executions: Sequence[tuple[Any, ...]],
+        is_kept: Callable[[Sequence[asyncpg.Record]], bool],
+    ) -> Sequence[asyncpg.Record]:
+        """Locks the account of the user, who is the first argument of all, and runs the executions in their order.
+
+        Returns their rows. Everything is rolled back unless is_kept says of these that it stays. Raises Unavailable
+        when that is not done within DEADLINE, and asyncpg.PostgresError when an execution failed.
+        """
+        user_id = executions[0][0]
+        started, until = time.perf_counter(), self._loop.time() + DEADLINE
+        try:
+            async with (
+                asyncio.timeout_at(until),
+                self._turns.setdefault(user_id, asyncio.Lock()),  # a user who waits for himself takes no connection
+                self._transactions,
+            ):
+                patience = f"{max(1, int(1000 * (until - self._loop.time())))}ms"
+                return await self._pool.transact(lock.sql, (user_id, patience), statement.sql, executions, is_kept)
+        except TimeoutError:
+            raise Unavailable("no answer in time") from None
+        except asyncpg.LockNotAvailableError:
+            raise Unavailable("somebody holds a lock on the user's account or task") from None
         finally:
             waited.get().append((time.perf_counter() - started) * 1000)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -53,6 +53,9 @@ LOST = (
 )
 BEHIND_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 POOLER = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+
+
+_Work = Callable[..., Coroutine[Any, Any, Sequence[Any]]]
 
 
 class Unavailable(Exception):
@@ -120,10 +123,30 @@ class Pool:
         Returns the rows, one an execution. Raises Unavailable when the connection was lost or none could be had, and
         asyncpg.PostgresError when an execution failed, in which case none of them has happened.
         """
+        return await self._translated(self._run, sql, executions)
+
+    async def transact(
+        self,
+        lock: str,
+        lock_arguments: Sequence[Any],
+        sql: str,
+        executions: Sequence[Sequence[Any]],
+        is_kept: Callable[[Sequence[Any]], bool],
+    ) -> Sequence[Any]:
+        """Runs the lock and then the executions in a transaction: four round trips, however many there are.
+
+        Returns the rows, one an execution. They are rolled back unless is_kept says of them that they stay. Raises
+        what run() does.
+        """
+        return await self._translated(self._transact, lock, lock_arguments, sql, executions, is_kept)
+
+    async def _translated(
+        self, work: Callable[..., Coroutine[Any, Any, Sequence[Any]]], *arguments: Any
+    ) -> Sequence[Any]:
         if self._pool is None:
             raise Unavailable("no connection yet")
         try:
-            return await self._run(self._pool, sql, executions)
+            return await work(self._pool, *arguments)
         except (*LOST, *BEHIND_SCHEMA, *POOLER) as error:
             raise _as_unavailable(error) from None
         except asyncpg.PostgresError as error:
@@ -140,11 +163,47 @@ class Pool:
             # behind the caller's back: after a cancellation it waits for the server's answer
             self._in_background(_release(pool, connection))
             raise
+        self._put_back(pool, connection)
+        return rows
+
+    async def _transact(
+        self,
+        pool: asyncpg.Pool,
+        lock: str,
+        lock_arguments: Sequence[Any],
+        sql: str,
+        executions: Sequence[Sequence[Any]],
+        is_kept: Callable[[Sequence[Any]], bool],
+    ) -> Sequence[Any]:
+        connection = await self._acquire(pool)
+        try:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.fetch(lock, *lock_arguments)
+                rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
+            except asyncpg.PostgresError as error:
+                if not isinstance(error, LOST):
+                    await transaction.rollback()
+                raise
+            await (transaction.commit() if is_kept(rows) else transaction.rollback())
+        except BaseException as error:
+            if (
+                not isinstance(error, asyncpg.PostgresError)
+                or isinstance(error, LOST)
+                or connection.is_in_transaction()
+            ):
+                connection.terminate()  # the server rolls back; an open transaction must not go back into the pool
+            self._in_background(_release(pool, connection))
+            raise
+        self._put_back(pool, connection)
+        return rows
+
+    def _put_back(self, pool: asyncpg.Pool, connection: Any) -> None:
         if len(self._at_hand) < self._sizes[0] and self._pool is pool:
             self._at_hand.append((connection, self._loop.time()))
         else:
             self._in_background(_release(pool, connection))
-        return rows
 
     async def _acquire(self, pool: asyncpg.Pool) -> Any:
         connection, used_at = self._from_hand(pool)

@@ -65,7 +65,8 @@ IsCompleted = Annotated[
 NOT_SENT: Any = None  # the default of a field that may be absent and is never null
 
 
-def _without_null_defaults(schema: dict[str, Any]) -> None:
+def without_null_defaults(schema: dict[str, Any]) -> None:
+    """Takes out of a model's JSON schema the defaults that only stand for "not sent"."""
     for field in schema["properties"].values():
         if field.get("default", ...) is None:
             del field["default"]
@@ -78,7 +79,7 @@ Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True}, description
 class Body(BaseModel):
     """A request body: nothing is coerced, and a field that no task has is an error."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_without_null_defaults)
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=without_null_defaults)
 
     user_id: Ignored = None
     completed_at: Ignored = None
@@ -89,7 +90,7 @@ class Body(BaseModel):
 
 
 def _with_agreement(schema: dict[str, Any]) -> None:
-    _without_null_defaults(schema)
+    without_null_defaults(schema)
     schema["not"] = {
         "required": ["status", "is_completed"],
         "anyOf": [

@@ -15,11 +15,12 @@ from starlette.routing import BaseRoute
 from service.auth import USER_ID_LENGTH
 from service.lists import Parameter
 from service.models import Task, TaskComplete, TaskCreate, TaskUpdate
+from service.operations import Batch, BatchResult
 from service.resource import Description, Operation, Resource
 
 Json = dict[str, Any]
 
-MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete)
+MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult)
 REF = "#/components/schemas/"
 
 # What every operation below /api/ can answer, and what those with a body can.
@@ -34,7 +35,7 @@ ERRORS: dict[int, tuple[str, Any]] = {
     408: ("The body did not arrive within 5 seconds", "Request body incomplete"),
     409: ("The user already has a task with this id", "Task already exists"),
     412: ("The task has another version than those of If-Match; ETag has it", "Task has changed"),
-    413: ("The body is over 64 KiB", "Request body too large"),
+    413: ("The body is over 64 KiB, or 1 MiB for a batch", "Request body too large"),
     415: ("The body's content type is not JSON", "Unsupported media type"),
     422: (
         "A parameter, the path's id or the body is not what it should be; one entry for each thing that is wrong",
@@ -84,6 +85,13 @@ EXAMPLES: dict[type[BaseModel], Json] = {
     TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
     TaskUpdate: {"status": "in_progress"},
     TaskComplete: {"is_completed": True},
+    Batch: {
+        "operations": [
+            {"op": "create", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"title": "Buy milk"}},
+            {"op": "complete", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"is_completed": True}},
+            {"op": "delete", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69"},
+        ]
+    },
 }
 TASK_EXAMPLE: Json = {
     "id": "0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11",
@@ -98,6 +106,14 @@ TASK_EXAMPLE: Json = {
     "updated_at": "2026-11-23T08:30:00.123456+00:00",
     "deleted_at": None,
     "version": 1,
+}
+
+ANSWERS: dict[type[BaseModel], Json] = {
+    BatchResult: {"committed": True, "results": [{"status": 201, "task": TASK_EXAMPLE}, {"status": 204}]}
+}
+BATCH_CONFLICT: Json = {
+    "committed": False,
+    "results": [{"status": 424, "detail": "Another operation failed"}, {"status": 404, "detail": "Task not found"}],
 }
 
 PATH_PARAMETERS: dict[str, Json] = {
@@ -248,6 +264,8 @@ def _success(described: Description) -> Json:
             {"type": "array", "items": {"anyOf": [{"$ref": REF + "Task"}, {"$ref": REF + "TaskFields"}]}},
             [TASK_EXAMPLE],
         )
+    elif described.answer is not None:
+        response["content"] = _json({"$ref": REF + described.answer.__name__}, ANSWERS[described.answer])
     elif described.status != 204:
         response["content"] = _json({"$ref": REF + "Task"}, TASK_EXAMPLE)
     return response
@@ -261,7 +279,9 @@ def _failure(status: int, described: Description) -> Json:
     return {
         "description": text,
         "headers": _headers(described, extra),
-        "content": _json({"$ref": REF + ("Invalid" if status == 422 else "Error")}, {"detail": detail}),
+        "content": _json({"$ref": REF + described.answer.__name__}, BATCH_CONFLICT)
+        if status == 409 and described.answer is not None
+        else _json({"$ref": REF + ("Invalid" if status == 422 else "Error")}, {"detail": detail}),
     }
 
 

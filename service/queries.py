@@ -5,6 +5,7 @@ not answer in time; a write that raises it may or may not have happened.
 """
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from service.batches import Batches, Statement
+from service.errors import Invalid
 from service.lists import Key, Search
 from service.models import TaskCreate, TaskUpdate
 
@@ -34,6 +36,7 @@ def _load(name: str, *, writes: bool = False) -> Statement:
     return Statement(name, (FOLDER / f"{name}.sql").read_text(), writes)
 
 
+ACCOUNT_LOCK = _load("account_lock", writes=True)
 ANSWER_FIND = _load("answer_find")
 KEY_OLDEST = _load("key_oldest")
 KEY_PURGE = _load("key_purge", writes=True)
@@ -43,6 +46,7 @@ TASK_FIND = _load("task_find")
 TASK_INSERT = _load("task_insert", writes=True)
 TASK_INSERT_ONCE = _load("task_insert_once", writes=True)
 TASK_LIST = _load("task_list")
+TASK_OPERATE = _load("task_operate", writes=True)
 TASK_PURGE = _load("task_purge", writes=True)
 TASK_RESTORE = _load("task_restore", writes=True)
 TASK_SEARCH = _load("task_search")
@@ -240,6 +244,55 @@ def _by_user(users: list[str], values: list[Value]) -> dict[str, list[Value]]:
     for user, value in zip(users, values, strict=True):
         found.setdefault(user, []).append(value)
     return found
+
+
+class Change(NamedTuple):
+    """One operation of a batch: create, update, complete, delete or restore."""
+
+    op: str
+    id: str
+    if_version: int | None = None
+    task: TaskCreate | TaskUpdate | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of an operation of a batch."""
+
+    status: int
+    task: bytes | None = None
+    detail: str | list[Invalid] | None = None
+
+
+async def operate(
+    db: Batches, user_id: str, changes: Sequence[Change | Outcome], *, atomic: bool, dry_run: bool
+) -> list[Outcome]:
+    """Makes the changes, in their order and in one transaction, each of which sees the earlier ones.
+
+    What has failed already is passed on. Nothing is kept of a dry run, nor when it is atomic and one of them fails.
+    """
+    failed = [change for change in changes if isinstance(change, Outcome)]
+    executions = [_execution(user_id, change) for change in changes if isinstance(change, Change)]
+
+    def is_kept(rows: Sequence[asyncpg.Record]) -> bool:
+        statuses: list[int] = [row["status"] for row in rows]
+        if dry_run or (atomic and (failed or max(statuses) >= 400)):
+            return False
+        return min(statuses) < 400  # else a new user's account would stay behind
+
+    rows = iter(await db.transact(ACCOUNT_LOCK, TASK_OPERATE, executions, is_kept) if executions else ())
+    return [change if isinstance(change, Outcome) else Outcome(*next(rows)) for change in changes]
+
+
+def _execution(user_id: str, change: Change) -> tuple[Any, ...]:
+    task = change.task
+    if task is None:
+        fields: tuple[Any, ...] = (None, False, None, None, None, None)
+    elif isinstance(task, TaskCreate):
+        fields = (task.title, True, task.description, task.initial_status, task.priority, None)
+    else:
+        is_described = "description" in task.model_fields_set
+        fields = (task.title, is_described, task.description, task.status, task.priority, task.is_completed)
+    return (user_id, change.op, change.id, change.if_version, *fields)
 
 
 async def applied_migrations(db: Batches) -> set[str]:

@@ -31,6 +31,7 @@ class Description:
     headers: tuple[str, ...]
     health: bool
     query: Mapping[str, Parameter]
+    answer: type[BaseModel] | None  # a task, when it is None
     conditional: bool  # whether If-None-Match may spare the client the answer
     takes_versions: bool  # whether If-Match may keep the change from being made
     takes_key: bool  # whether Idempotency-Key makes a retry safe
@@ -82,6 +83,7 @@ def describe(
     headers: tuple[str, ...] = (),
     health: bool = False,
     query: Mapping[str, Parameter] = NO_QUERY,
+    answer: type[BaseModel] | None = None,
     conditional: bool = False,
     takes_versions: bool = False,
     takes_key: bool = False,
@@ -97,6 +99,7 @@ def describe(
         headers,
         health,
         query,
+        answer,
         conditional,
         takes_versions,
         takes_key,

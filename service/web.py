@@ -22,6 +22,7 @@ from service.queries import Created, KeyTaken, TaskExists, Written
 log = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
+BATCH_BYTES = 1024 * 1024
 BODY_SECONDS = 5  # for the whole body to arrive
 
 ENTITY_TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -94,9 +95,9 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-async def read_body(request: Request, model: type[BodyModel]) -> BodyModel:
+async def read_body(request: Request, model: type[BodyModel], limit: int = BODY_BYTES) -> BodyModel:
     """Returns the validated body; raises Problem: 408, 413, 415 or 422."""
-    return _validated(await _json_bytes(request), model)
+    return _validated(await _json_bytes(request, limit), model)
 
 
 async def read_optional_body(request: Request, model: type[BodyModel]) -> BodyModel | None:
@@ -105,17 +106,17 @@ async def read_optional_body(request: Request, model: type[BodyModel]) -> BodyMo
     return _validated(body, model) if body else None
 
 
-async def _json_bytes(request: Request) -> bytes:
+async def _json_bytes(request: Request, limit: int = BODY_BYTES) -> bytes:
     # Starlette's max_body_size does the same, and answers in plain text what ought to be JSON.
     declared = int(request.headers.get("content-length", 0))
-    if declared > BODY_BYTES:
+    if declared > limit:
         raise Problem(413, "Request body too large")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > BODY_BYTES:
+                if len(body) > limit:
                     raise Problem(413, "Request body too large")
     except TimeoutError:
         raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
@@ -138,11 +139,20 @@ def _validated(body: bytes, model: type[BodyModel]) -> BodyModel:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise Problem(422, [_entry(problem) for problem in error.errors(include_url=False)]) from None
+        raise Problem(422, entries(error)) from None
+
+
+def entries(error: ValidationError) -> list[Invalid]:
+    """Returns the 422's entries: one for each thing that is wrong with a body."""
+    return [_entry(problem) for problem in error.errors(include_url=False)]
 
 
 def _entry(problem: ErrorDetails) -> Invalid:
     message, value = problem["msg"], problem["input"]
+    if problem["loc"][:1] == ("operations",):
+        return _entry_of_a_batch(problem)
+    if problem["type"] == "model_type":
+        message = "Input should be an object"  # of an operation's task, pydantic would name the Python class
     if problem["type"] == "string_too_long":
         message += f", not {len(value.strip() if problem['loc'] == ('title',) else value)}"
     elif problem["type"] == "string_too_short":
@@ -150,6 +160,20 @@ def _entry(problem: ErrorDetails) -> Invalid:
     elif problem["type"] not in ("json_invalid", "missing", "extra_forbidden", "contradiction", "nul"):
         message += f", not {shown(value)}"
     return Invalid(loc=["body", *problem["loc"]], msg=message, type=problem["type"])
+
+
+def _entry_of_a_batch(problem: ErrorDetails) -> Invalid:
+    """Names the place as the client knows it: pydantic puts the operation's kind into it, behind its number."""
+    place, message, type_ = list(problem["loc"]), problem["msg"], problem["type"]
+    if type_ == "union_tag_not_found":
+        place, message, type_ = [*place, "op"], "Field required", "missing"
+    elif type_ == "union_tag_invalid":
+        place, type_ = [*place, "op"], "literal_error"
+        expected = problem["ctx"]["expected_tags"]
+        message = f"Input should be one of {expected}, not {shown(problem['input']['op'])}"
+    elif type_ not in ("missing", "extra_forbidden", "too_long", "too_short"):
+        message += f", not {shown(problem['input'])}"
+    return Invalid(loc=["body", *place[:2], *place[2 if "op" in place[2:3] else 3 :]], msg=message, type=type_)
 
 
 def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

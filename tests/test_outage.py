@@ -154,3 +154,24 @@ def test_a_database_without_the_schema(folder: Path, database_url: str) -> None:
         assert run_service(folder, "migrate", **external(url)).returncode == 0
         wait_until(lambda: is_ready(service), seconds=5)
         works(client)
+
+
+def test_a_batch_when_the_database_hangs_or_goes(service: Served, postgres: Postgres, client: Client) -> None:
+    url = f"{service.address}/api/{client.user}/batch"
+    operations = [{"op": "create", "task": {"title": "in a batch"}}] * 3
+
+    def batch() -> httpx.Response:
+        return httpx.post(url, headers=client.headers, json={"operations": operations}, timeout=20)
+
+    assert batch().status_code == 200
+    with postgres.hanging():
+        assert in_time(batch()).status_code == 503
+    wait_until(lambda: is_ready(service), seconds=5)
+    titles = client.titles()
+    assert titles.count("in a batch") == 3, "what was refused before it was begun is not done later"
+    postgres.stop()
+    assert in_time(batch()).status_code == 503
+    postgres.start()
+    wait_until(lambda: is_ready(service), seconds=5)
+    assert client.titles() == titles
+    assert batch().status_code == 200

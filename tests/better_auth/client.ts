@@ -89,6 +89,14 @@ const uses: Record<keyof operations, () => Promise<void>> = {
     const { data } = await client.POST("/api/{user_id}/tasks/{task_id}/restore", path(task));
     expect(data?.deleted_at === null && data.id === task.id, "restore");
   },
+  async run_batch() {
+    const task = await created("Buy string");
+    const { data } = await client.POST("/api/{user_id}/batch", {
+      params: { path: { user_id } },
+      body: { operations: [{ op: "complete", id: task.id, if_version: task.version, task: { is_completed: true } }] },
+    });
+    expect(data?.committed === true && data.results[0]?.task?.status === "completed", "batch");
+  },
   async healthz() {
     expect((await client.GET("/healthz")).data?.status === "ok", "healthz");
   },
