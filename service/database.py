@@ -140,9 +140,7 @@ class Pool:
         """
         return await self._translated(self._transact, lock, lock_arguments, sql, executions, is_kept)
 
-    async def _translated(
-        self, work: Callable[..., Coroutine[Any, Any, Sequence[Any]]], *arguments: Any
-    ) -> Sequence[Any]:
+    async def _translated(self, work: _Work, *arguments: Any) -> Sequence[Any]:
         if self._pool is None:
             raise Unavailable("no connection yet")
         try:

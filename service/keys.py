@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import AllowedPublicKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 log = logging.getLogger(__name__)
-logging.getLogger("httpx").setLevel(logging.WARNING)  # its INFO is a line for each fetch
 
 FRESH_SECONDS = 300  # after which the keys are fetched again, so that one that is gone is soon gone here
 PAUSE_SECONDS = 10  # after a fetch that failed, or that an unknown key id asked for in vain

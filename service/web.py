@@ -31,6 +31,9 @@ _VERSION = r'[ \t]*"(?:0|[1-9][0-9]*)"[ \t]*'
 VERSIONS = re.compile(f"{_VERSION}(?:,{_VERSION})*")
 KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
+# What is told of a task that is not there, is there already, or has another version, in a batch too
+DETAILS = {404: "Task not found", 409: "Task already exists", 412: "Task has changed"}
+
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 
@@ -55,7 +58,7 @@ def known_versions(request: Request) -> list[str] | None:
 
     What is no entity tag matches nothing, so that the answer is the whole one, which is always right.
     """
-    sent = [value for name, value in request.scope["headers"] if name == b"if-none-match"]  # without a Headers object
+    sent = _sent(request, b"if-none-match")
     if not sent:
         return None
     text = b",".join(sent).decode("latin-1")
@@ -67,7 +70,7 @@ def wanted_versions(request: Request) -> list[str] | None:
 
     Raises Problem, a 422: whoever makes a change depend on something must not have it made regardless.
     """
-    sent = [value for name, value in request.scope["headers"] if name == b"if-match"]  # without a Headers object
+    sent = _sent(request, b"if-match")
     if not sent:
         return None
     text = b",".join(sent).decode("latin-1")
@@ -81,7 +84,7 @@ def wanted_versions(request: Request) -> list[str] | None:
 
 def idempotency_key(request: Request) -> str | None:
     """Returns the Idempotency-Key, or None when it was not sent; raises Problem, a 422."""
-    sent = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
+    sent = _sent(request, b"idempotency-key")
     if not sent:
         return None
     if len(sent) > 1:
@@ -93,6 +96,11 @@ def idempotency_key(request: Request) -> str | None:
         raise invalid(["header", "Idempotency-Key"], message, "idempotency_key")
     key: str = sent[0].decode("ascii")
     return key
+
+
+def _sent(request: Request, header: bytes) -> list[bytes]:
+    """Returns the header's values, one for each time that it was sent; without a Headers object for one look."""
+    return [value for name, value in request.scope["headers"] if name == header]
 
 
 async def read_body(request: Request, model: type[BodyModel], limit: int = BODY_BYTES) -> BodyModel:
@@ -205,8 +213,8 @@ def created_response(user_id: str, created: Created) -> Response:
 def not_written(version: int | None) -> Problem:
     """Returns the 412 for a task that has this version and should have another, or the 404 when it has none."""
     if version is None:
-        return Problem(404, "Task not found")
-    return Problem(412, "Task has changed", {"ETag": f'"{version}"'})
+        return Problem(404, DETAILS[404])
+    return Problem(412, DETAILS[412], {"ETag": f'"{version}"'})
 
 
 def list_path(user_id: str) -> str:
@@ -239,7 +247,7 @@ def problem_of(error: Exception, request: Request) -> Problem | None:
         case Problem():
             return error
         case TaskExists():
-            return Problem(409, "Task already exists")
+            return Problem(409, DETAILS[409])
         case KeyTaken():
             message = "Another request was sent with this key before: a new request needs a new key"
             return invalid(["header", "Idempotency-Key"], message, "idempotency_key")

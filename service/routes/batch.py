@@ -15,9 +15,8 @@ from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.operations import Batch, BatchResult, Complete, Create, Operation, Update
 from service.queries import Change, Outcome
 from service.resource import Resource, describe
-from service.web import BATCH_BYTES, entries, json_response, read_body, refuse_query
+from service.web import BATCH_BYTES, DETAILS, entries, json_response, read_body, refuse_query
 
-DETAILS = {404: "Task not found", 409: "Task already exists", 412: "Task has changed"}
 TAKEN_BACK = Outcome(424, detail="Another operation failed")
 
 
