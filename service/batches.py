@@ -8,7 +8,8 @@ What has to be right about it, and is:
 - When an execution fails, the whole batch is rolled back; its calls are then run one by one, and only the guilty fails.
 - A connection that is lost while a write is under way leaves the outcome unknown: the caller is told so, and nothing
   is repeated. A read is repeated once.
-- Each statement has its own queue and few batches in flight, so that cheap ones do not wait behind dear ones.
+- Each statement has its own queue, and only some of the few batches in flight may be alike, so that cheap statements do
+  not wait behind dear ones, nor reads behind writes that wait for a lock. The queue whose first call is oldest is next.
 - A batch that meets a lock which somebody holds is rolled back after half a second, and its calls are run each alone;
   only the users whose account is locked wait, and their further writes are held back.
 - Every call ends within DEADLINE, whatever the database does.
@@ -26,8 +27,12 @@ import asyncpg
 
 from service.database import Pool, Unavailable
 
-IN_FLIGHT = 2  # batches per statement
-BATCH = 64  # calls per batch
+# On two cores. A batch that PostgreSQL works on keeps it busy while Python makes the answers of another; with more of
+# them its processes take the processor from Python. Many small ones cost round trips, few large ones cost waiting.
+IN_FLIGHT = 3  # batches
+ALIKE = 2  # of those: of one statement, and of all that write
+FULL = 16  # calls in a batch; when very many wait, each batch takes its share of them
+LARGEST = 64
 DEADLINE = 4.5  # seconds from a call to its answer
 LOCK = 0.5  # seconds that calls which went together wait for a lock
 SLOW = 0.5  # seconds after which a batch no longer counts as in flight
@@ -55,16 +60,28 @@ class Statement:
 class _Call:
     arguments: tuple[Any, ...]
     answer: asyncio.Future[asyncpg.Record]
-    started: float  # the event loop's time
+    started: float  # time.monotonic()
+    waits: list[float]  # the request's
+
+    def succeed(self, row: asyncpg.Record) -> None:
+        """Gives the caller the row, unless it has an answer or has gone."""
+        if not self.answer.done():
+            self.waits.append((time.monotonic() - self.started) * 1000)
+            self.answer.set_result(row)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the caller what went wrong, unless it has an answer or has gone."""
+        if not self.answer.done():
+            self.waits.append((time.monotonic() - self.started) * 1000)
+            self.answer.set_exception(error)
 
 
 @dataclass(slots=True, eq=False)
 class _Queue:
     statement: Statement
     waiting: list[_Call] = field(default_factory=list)
-    in_flight: int = 0
-    slow: int = 0
-    is_scheduled: bool = False
+    under_way: int = 0  # batches
+    slow: int = 0  # how many of those are
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +100,8 @@ class Batches:
         self._pool = pool
         self._queues: dict[Statement, _Queue] = {}
         self._under_way: set[_Batch] = set()
+        self._in_flight = {False: 0, True: 0}  # how many of those are not slow: of reads, and of writes
+        self._is_scheduled = False
         self._watch: asyncio.Task[None] | None = None
         self._transactions = asyncio.Semaphore(TRANSACTIONS)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # gone when nobody waits
@@ -100,25 +119,21 @@ class Batches:
             self._watch.cancel()
         await self._pool.close()
 
-    async def fetch(self, statement: Statement, *arguments: Any) -> asyncpg.Record:
-        """Runs the statement; returns its row.
+    def fetch(self, statement: Statement, *arguments: Any) -> asyncio.Future[asyncpg.Record]:
+        """Runs the statement; its row is to be awaited.
 
-        Raises Unavailable when the database does not answer within DEADLINE, and asyncpg.PostgresError for what the
-        statement itself did wrong.
+        That raises Unavailable when the database does not answer within DEADLINE, and asyncpg.PostgresError for what
+        the statement itself did wrong.
         """
         queue = self._queues.get(statement)
         if queue is None:
             queue = self._queues[statement] = _Queue(statement)
-        if not queue.is_scheduled:
-            queue.is_scheduled = True
-            self._loop.call_soon(self._send, queue)
-        call = _Call(arguments, self._loop.create_future(), self._loop.time())
-        queue.waiting.append(call)
-        started = time.perf_counter()
-        try:
-            return await call.answer
-        finally:
-            waited.get().append((time.perf_counter() - started) * 1000)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._send)
+        answer = self._loop.create_future()
+        queue.waiting.append(_Call(arguments, answer, time.monotonic(), waited.get()))
+        return answer
 
     async def transact(
         self,
@@ -133,31 +148,43 @@ class Batches:
         when that is not done within DEADLINE, and asyncpg.PostgresError when an execution failed.
         """
         user_id = executions[0][0]
-        started, until = time.perf_counter(), self._loop.time() + DEADLINE
+        started = time.monotonic()
+        until = started + DEADLINE
         try:
             async with (
-                asyncio.timeout_at(until),
+                asyncio.timeout(DEADLINE),
                 self._turns.setdefault(user_id, asyncio.Lock()),  # a user who waits for himself takes no connection
                 self._transactions,
             ):
-                patience = f"{max(1, int(1000 * (until - self._loop.time())))}ms"
+                patience = f"{max(1, int(1000 * (until - time.monotonic())))}ms"
                 return await self._pool.transact(lock.sql, (user_id, patience), statement.sql, executions, is_kept)
         except TimeoutError:
             raise Unavailable("no answer in time") from None
         except asyncpg.LockNotAvailableError:
             raise Unavailable("somebody holds a lock on the user's account or task") from None
         finally:
-            waited.get().append((time.perf_counter() - started) * 1000)
+            waited.get().append((time.monotonic() - started) * 1000)
 
-    def _send(self, queue: _Queue) -> None:
-        queue.is_scheduled = False
-        while queue.in_flight < IN_FLIGHT and (calls := self._next_calls(queue)):
-            queue.in_flight += 1
-            batch = _Batch(queue, calls, self._loop.time())
-            self._under_way.add(batch)
-            batch.task = self._loop.create_task(self._run(batch))
+    def _send(self) -> None:
+        self._is_scheduled = False
+        for queue in sorted((queue for queue in self._queues.values() if queue.waiting), key=_age):
+            while self._has_room(queue) and (calls := self._next_calls(queue)):
+                queue.under_way += 1
+                self._in_flight[queue.statement.writes] += 1
+                batch = _Batch(queue, calls, time.monotonic())
+                self._under_way.add(batch)
+                batch.task = self._loop.create_task(self._run(batch))
+
+    def _has_room(self, queue: _Queue) -> bool:
+        """Returns whether one more batch of this queue may go."""
+        return (
+            sum(self._in_flight.values()) < IN_FLIGHT
+            and queue.under_way - min(queue.slow, SLOW_BATCHES) < ALIKE
+            and (not queue.statement.writes or self._in_flight[True] < ALIKE)
+        )
 
     def _next_calls(self, queue: _Queue) -> list[_Call]:
+        most = min(LARGEST, max(FULL, len(queue.waiting) // ALIKE))
         held_back = {
             call.arguments[0]
             for batch in self._under_way
@@ -166,12 +193,12 @@ class Batches:
             if not call.answer.done()
         }
         if held_back and queue.statement.writes:
-            calls = [call for call in queue.waiting if call.arguments[0] not in held_back][:BATCH]
+            calls = [call for call in queue.waiting if call.arguments[0] not in held_back][:most]
             sent = set(calls)
             queue.waiting = [call for call in queue.waiting if call not in sent]
         else:
-            calls = queue.waiting[:BATCH]
-            del queue.waiting[:BATCH]
+            calls = queue.waiting[:most]
+            del queue.waiting[:most]
         return calls
 
     async def _run(self, batch: _Batch) -> None:
@@ -179,13 +206,12 @@ class Batches:
             await self._answer(batch.queue.statement, batch.calls)
         finally:
             self._under_way.remove(batch)
+            batch.queue.under_way -= 1
             if batch.is_slow:
                 batch.queue.slow -= 1
-                for queue in self._queues.values():  # its users' calls may wait in any
-                    self._send(queue)
             else:
-                batch.queue.in_flight -= 1
-                self._send(batch.queue)
+                self._in_flight[batch.queue.statement.writes] -= 1
+            self._send()
 
     async def _answer(self, statement: Statement, calls: list[_Call]) -> None:
         if statement.writes:
@@ -200,8 +226,7 @@ class Batches:
                 raise
         else:
             for call, row in zip(calls, rows, strict=True):
-                if not call.answer.done():
-                    call.answer.set_result(row)
+                call.succeed(row)
 
     async def _sort_out(self, statement: Statement, calls: list[_Call], error: asyncpg.PostgresError) -> None:
         """Nothing has happened: tells the call that is to blame, or finds it by running each alone."""
@@ -217,7 +242,7 @@ class Batches:
     def _executions(self, statement: Statement, calls: list[_Call]) -> list[tuple[Any, ...]]:
         if not statement.writes:
             return [call.arguments for call in calls]
-        left = calls[0].started + DEADLINE - self._loop.time()
+        left = calls[0].started + DEADLINE - time.monotonic()
         patience = f"{max(1, int(1000 * (left if len(calls) == 1 else LOCK)))}ms"
         return [(*call.arguments, patience) for call in calls]
 
@@ -232,7 +257,7 @@ class Batches:
     async def _watch_the_clock(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
-            now = self._loop.time()
+            now = time.monotonic()
             for queue in self._queues.values():
                 late = [call for call in queue.waiting if now - call.started > DEADLINE]
                 _fail(late, Unavailable("no connection came free in time"))
@@ -242,15 +267,18 @@ class Batches:
                 _fail(late, Unavailable("no answer in time"))
                 if all(call.answer.done() for call in batch.calls) and batch.task is not None:
                     batch.task.cancel()  # nobody waits for it any more; the server is told
-                elif not batch.is_slow and now - batch.started > SLOW and batch.queue.slow < SLOW_BATCHES:
+                elif not batch.is_slow and now - batch.started > SLOW:
                     batch.is_slow = True
                     batch.queue.slow += 1
-                    batch.queue.in_flight -= 1
-            for queue in self._queues.values():
-                self._send(queue)
+                    self._in_flight[batch.queue.statement.writes] -= 1
+            self._send()
+            self._pool.release_idle()
+
+
+def _age(queue: _Queue) -> float:
+    return queue.waiting[0].started
 
 
 def _fail(calls: list[_Call], error: BaseException) -> None:
     for call in calls:
-        if not call.answer.done():
-            call.answer.set_exception(error)
+        call.fail(error)

@@ -88,8 +88,9 @@ class Pool:
         self._sizes = smallest, largest
         self._statement_cache = statement_cache
         self._pool: asyncpg.Pool | None = None
-        # As many as stay open anyway are kept out of asyncpg's pool, whose acquire and release take longer than a query
+        # Connections in use are kept out of asyncpg's pool, whose acquire and release take longer than a query.
         self._at_hand: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
+        self._waiting = 0  # those who wait until asyncpg's pool has one for them
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
 
@@ -198,15 +199,25 @@ class Pool:
         return rows
 
     def _put_back(self, pool: asyncpg.Pool, connection: Any) -> None:
-        if len(self._at_hand) < self._sizes[0] and self._pool is pool:
+        if self._pool is pool and not self._waiting:
             self._at_hand.append((connection, self._loop.time()))
         else:
             self._in_background(_release(pool, connection))
 
+    def release_idle(self) -> None:
+        """Lets connections go that were not used for a while, but for the smallest number; asyncpg closes them."""
+        long_ago = self._loop.time() - IDLE_SECONDS
+        while self._pool is not None and len(self._at_hand) > self._sizes[0] and self._at_hand[0][1] < long_ago:
+            self._in_background(_release(self._pool, self._at_hand.pop(0)[0]))
+
     async def _acquire(self, pool: asyncpg.Pool) -> Any:
         connection, used_at = self._from_hand(pool)
         if connection is None:
-            acquired: Any = await pool.acquire()
+            self._waiting += 1
+            try:
+                acquired: Any = await pool.acquire()
+            finally:
+                self._waiting -= 1
             connection, used_at = acquired, acquired.used_at
         if self._loop.time() - used_at < IDLE_SECONDS:
             return connection

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from service import queries
-from service.batches import BATCH, IN_FLIGHT, Batches, waited
+from service.batches import ALIKE, FULL, IN_FLIGHT, LARGEST, Batches, waited
 from service.database import Pool, Unavailable
 from service.models import TaskCreate, TaskUpdate
 from service.schema import migrate
@@ -71,8 +71,15 @@ async def test_calls_of_one_turn_go_together(db: Batches, pool: WatchedPool) -> 
     user = f"user-{uuid4()}"
     await asyncio.gather(*(queries.insert_task(db, user, new_task(f"{number}")) for number in range(10)))
     assert pool.sizes == [10]
-    await asyncio.gather(*(queries.list_tasks(db, user) for _ in range(BATCH + 1)))
-    assert pool.sizes == [10, BATCH, 1]
+    await asyncio.gather(*(queries.list_tasks(db, user) for _ in range(FULL + 1)))
+    assert pool.sizes == [10, FULL, 1]
+
+
+async def test_when_very_many_wait_each_batch_takes_its_share(db: Batches, pool: WatchedPool) -> None:
+    await asyncio.gather(*(queries.list_tasks(db, "anybody") for _ in range(ALIKE * LARGEST + 40)))
+    assert pool.sizes[0] == LARGEST
+    assert sum(pool.sizes) == ALIKE * LARGEST + 40
+    assert max(pool.sizes) == LARGEST
 
 
 async def test_a_call_that_is_alone_leaves_at_once(db: Batches, pool: WatchedPool) -> None:
@@ -85,14 +92,77 @@ async def test_a_call_that_is_alone_leaves_at_once(db: Batches, pool: WatchedPoo
     await call
 
 
+async def some_turns() -> None:
+    """Lets a call leave; these are too few turns of the event loop for an answer."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 async def test_few_batches_are_in_flight_and_the_rest_waits(db: Batches, pool: WatchedPool) -> None:
     calls = []
-    for _ in range(IN_FLIGHT + 3):
+    for _ in range(ALIKE + 3):
         calls.append(asyncio.create_task(queries.list_tasks(db, "anybody")))
-        for _ in range(3):  # turns of the event loop, too few for an answer
-            await asyncio.sleep(0)
+        await some_turns()
     await asyncio.gather(*calls)
-    assert pool.sizes == [1, 1, 3]
+    assert pool.sizes == [1] * ALIKE + [3]
+
+
+async def test_cheap_statements_do_not_wait_behind_dear_ones(
+    db: Batches, pool: WatchedPool, other_connection: Any, user: User
+) -> None:
+    async with other_connection.transaction():  # a dear one is played by one that cannot go on
+        await other_connection.execute("lock table task in access exclusive mode")
+        dear = []
+        for _ in range(IN_FLIGHT):
+            dear.append(asyncio.create_task(queries.list_tasks(db, user.id)))
+            await some_turns()
+        assert pool.sizes == [1] * ALIKE
+        await asyncio.wait_for(queries.applied_migrations(db), 0.2)  # long before the dear ones count as slow
+        assert not any(call.done() for call in dear)
+    await asyncio.gather(*dear)
+
+
+async def test_reads_do_not_wait_behind_writes_that_wait_for_a_lock(
+    db: Batches, pool: WatchedPool, other_connection: Any, user: User
+) -> None:
+    task = (await queries.insert_task(db, user.id, new_task())).id
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        pool.sizes.clear()
+        writes: list[asyncio.Task[Any]] = []
+        for write in (queries.toggle_task, queries.delete_task, queries.restore_task):
+            writes.append(asyncio.create_task(write(db, user.id, task)))
+            await some_turns()
+        assert pool.sizes == [1] * ALIKE
+        await asyncio.wait_for(queries.list_tasks(db, user.id), 0.2)
+        assert not any(call.done() for call in writes)
+    await asyncio.gather(*writes)
+
+
+async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> None:
+    pool = Pool(url, 1, 1, 100)
+    await pool.open()
+    executions: list[Any] = [()]
+    both = asyncio.gather(*(pool.run(f"select pg_sleep(0.1), {number} as number", executions) for number in (1, 2)))
+    rows = await asyncio.wait_for(both, 4)
+    assert [row["number"] for (row,) in rows] == [1, 2]
+    await pool.close()
+
+
+async def test_connections_beyond_the_least_are_let_go_when_idle(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(url, 2, 5, 100)
+    await pool.open()
+    executions: list[Any] = [()]
+    await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
+    assert len(pool._at_hand) == 5
+    pool.release_idle()
+    assert len(pool._at_hand) == 5, "they were in use just now"
+    monkeypatch.setattr("service.database.IDLE_SECONDS", -1)
+    pool.release_idle()
+    assert len(pool._at_hand) == 2
+    monkeypatch.undo()
+    await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
+    await pool.close()
 
 
 async def test_one_failing_call_leaves_the_others_done_exactly_once(db: Batches, pool: WatchedPool) -> None:
