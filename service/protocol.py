@@ -11,7 +11,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 log = logging.getLogger(__name__)
 
 HEAD_SECONDS = 20  # from a connection's beginning, or a head's first byte, to the head's end
-HEAD_BYTES = 256 * 1024  # of a request line and headers that do not end; beyond the limit that Edge has an answer for
+BODY_SECONDS = 5  # for the whole body, from the moment that somebody waits for it
+HEAD_BYTES = 256 * 1024  # of a request line and headers that do not end; beyond what Service has an answer for
 
 
 class Protocol(HttpToolsProtocol):
@@ -79,6 +80,16 @@ class Cycle(RequestResponseCycle):
     """
 
     _head: Any = None  # the answer's first message, until the second comes
+    _body_until: float | None = None  # the event loop's time
+
+    async def receive(self) -> Any:
+        """Returns the next part of the body, or says that the client has gone. Raises TimeoutError."""
+        if self.message_event.is_set() or not self.more_body:  # the usual case: the body has come with the head
+            return await super().receive()
+        if self._body_until is None:
+            self._body_until = asyncio.get_running_loop().time() + BODY_SECONDS
+        async with asyncio.timeout_at(self._body_until):
+            return await super().receive()
 
     async def send(self, message: Any) -> None:
         """Sends an answer: its head with the body when that comes whole, else as uvicorn does."""

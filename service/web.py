@@ -1,16 +1,17 @@
 """What the routes share: the path and the body in, JSON out, and an answer for every error."""
 
-import asyncio
 import json
 import logging
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.auth import authenticate_at_once
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
-BODY_SECONDS = 5  # for the whole body to arrive
 
 ENTITY_TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
 
@@ -33,6 +33,8 @@ KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
 # What is told of a task that is not there, is there already, or has another version, in a batch too
 DETAILS = {404: "Task not found", 409: "Task already exists", 412: "Task has changed"}
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -116,31 +118,34 @@ async def read_optional_body(request: Request, model: type[BodyModel]) -> BodyMo
 
 async def _json_bytes(request: Request, limit: int = BODY_BYTES) -> bytes:
     # Starlette's max_body_size does the same, and answers in plain text what ought to be JSON.
-    declared = int(request.headers.get("content-length", 0))
+    headers = dict(request.scope["headers"])  # without a Headers object, which takes as long as the whole rest
+    declared = int(headers.get(b"content-length", b"0"))
     if declared > limit:
         raise Problem(413, "Request body too large")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise Problem(413, "Request body too large")
-    except TimeoutError:
-        raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise Problem(400, "Request body incomplete") from None  # nobody is there to read it; the log is
-    if len(body) < declared or (not body and {"upgrade", "transfer-encoding"} <= set(request.headers)):
+    body = b""
+    is_followed = True
+    while is_followed:
+        try:
+            message = await request.receive()
+        except TimeoutError:  # Protocol's
+            raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "Request body incomplete")  # nobody is there to read it; the log is
+        body += message.get("body", b"")
+        is_followed = message.get("more_body", False)
+        if len(body) > limit:
+            raise Problem(413, "Request body too large")
+    if len(body) < declared or (not body and headers.keys() >= {b"upgrade", b"transfer-encoding"}):
         # The HTTP parser drops the body of a request that offers an upgrade, to HTTP/2 for instance. Refusing it beats
         # taking it for one without a body.
         raise Problem(400, "Request body lost: send it without an Upgrade header", {"Connection": "close"})
     if body:
-        media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if media_type != "application/json" and not (
-            media_type.startswith("application/") and media_type.endswith("+json")
+        media_type = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+        if media_type != b"application/json" and not (
+            media_type.startswith(b"application/") and media_type.endswith(b"+json")
         ):
             raise Problem(415, "Unsupported media type")
-    return bytes(body)
+    return body
 
 
 def _validated(body: bytes, model: type[BodyModel]) -> BodyModel:
@@ -184,14 +189,28 @@ def _entry_of_a_batch(problem: ErrorDetails) -> Invalid:
     return Invalid(loc=["body", *place[:2], *place[2 if "op" in place[2:3] else 3 :]], msg=message, type=type_)
 
 
-def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+class JsonResponse(Response):
+    """An answer whose body is JSON already. Starlette's own looks through the headers for what these always have."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *[(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+        ]
+
+
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> Response:
     """Returns the answer with this JSON."""
-    return Response(body, status, headers, media_type="application/json")
+    return JsonResponse(body, status, headers)
 
 
-def read_response(body: bytes | None, etag: str, headers: dict[str, str] | None = None) -> Response:
+def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
     """Returns the answer with this JSON, or a 304 when the client has it already: there is no body then."""
-    headers = {"ETag": etag} | (headers or {})
+    headers = {"ETag": etag, **headers}
     return Response(status_code=304, headers=headers) if body is None else json_response(body, 200, headers)
 
 
@@ -238,7 +257,7 @@ def next_link(request: Request, path: str, query: str) -> str:
 def error_response(problem: Problem) -> Response:
     """Returns the answer that the problem stands for."""
     body = json.dumps({"detail": problem.detail}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    return Response(body, problem.status, problem.headers, media_type="application/json")
+    return json_response(body, problem.status, problem.headers or NO_HEADERS)
 
 
 def problem_of(error: Exception, request: Request) -> Problem | None:
