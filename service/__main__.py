@@ -43,6 +43,7 @@ SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications ru
     "ws": "none",
     "log_config": None,
     "access_log": False,
+    "proxy_headers": False,  # the service reads them itself, and only where there are any
     "server_header": False,
     "timeout_keep_alive": KEEP_ALIVE_SECONDS,
     "timeout_graceful_shutdown": SHUTDOWN_SECONDS,

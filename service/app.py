@@ -5,24 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
 
 from service.auth import Tokens
 from service.batches import Batches
 from service.database import Pool
 from service.keys import PublishedKeys
-from service.middleware import Edge
+from service.middleware import Service
 from service.openapi import document
 from service.routes import batch, docs, health, tasks
 from service.settings import Settings
-
-
-class Service(Starlette):
-    """Starlette with a single layer around its router: it gives errors their answers, too."""
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """Returns what Starlette calls for each request."""
-        return Edge(self.router, self.state.settings.frontend_url)
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -42,8 +33,8 @@ def create_app(settings: Settings) -> Starlette:
             gc.unfreeze()
         await app.state.db.close()
 
-    app = Service(routes=[*tasks.routes, *batch.routes, *health.routes, *docs.routes], lifespan=lifespan)
-    app.router.redirect_slashes = False  # a path with a trailing slash is another path
+    routes = [*tasks.routes, *batch.routes, *health.routes, *docs.routes]
+    app = Service(routes, lifespan, settings.frontend_url, settings.forwarded_allow_ips)
     app.state.settings = settings
     app.state.openapi = document(app.routes)
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience, published)

@@ -25,6 +25,7 @@ class RequestLog:
         self._stream = stream
         self._is_json = format_ == "json"
         self._lines: list[str] = []
+        self._now = ""  # when the first of them was added
 
     def add(
         self,
@@ -39,7 +40,8 @@ class RequestLog:
         """Writes the line of one request at the end of this turn of the event loop."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
-        now = _timestamp(time.time())
+            self._now = _timestamp(time.time())
+        now = self._now
         # The user comes from outside: in JSON's quotes it cannot break the line. The rest cannot need them.
         if self._is_json:
             who = "null" if user is None else quoted(user)

@@ -9,11 +9,16 @@ import itertools
 import logging
 import re
 import time
+from collections.abc import Sequence
 from secrets import token_hex
+from typing import Any, cast
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import Lifespan, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import log
 from service.batches import waited
@@ -48,11 +53,15 @@ def _new_request_id() -> str:
     return f"{_PROCESS}-{next(_count):x}"
 
 
-class Edge:
-    """The one layer around the router."""
+class Service(Starlette):
+    """Starlette with these things done around its router, and nothing else in between."""
 
-    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
-        self._app = app
+    def __init__(
+        self, routes: Sequence[BaseRoute], lifespan: Lifespan[Any], origins: tuple[str, ...], proxies: str
+    ) -> None:
+        super().__init__(routes=routes, lifespan=lifespan)
+        self.router.redirect_slashes = False  # a path with a trailing slash is another path
+        self._behind_proxy: Any = ProxyHeadersMiddleware(cast("Any", self.router.app), proxies)
         self._cors: dict[bytes, Headers] = {
             origin.encode(): [
                 (b"access-control-allow-origin", origin.encode()),
@@ -64,8 +73,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
+        scope["app"] = self
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.router(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self._cors)
         token = waited.set(exchange.waits)
@@ -75,8 +85,10 @@ class Edge:
                 raise Problem(431, detail)
             if exchange.is_preflight and exchange.cors:
                 await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, exchange.send)
+            elif exchange.is_forwarded:
+                await self._behind_proxy(scope, receive, exchange.send)
             else:
-                await self._app(scope, receive, exchange.send)
+                await self.router.app(scope, receive, exchange.send)
         except Exception as error:
             problem = problem_of(error, Request(scope))
             if problem is None:
@@ -93,7 +105,18 @@ class Edge:
 class _Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_scope", "_send", "_started", "cors", "header_bytes", "is_preflight", "request_id", "status", "waits")
+    __slots__ = (
+        "_scope",
+        "_send",
+        "_started",
+        "cors",
+        "header_bytes",
+        "is_forwarded",
+        "is_preflight",
+        "request_id",
+        "status",
+        "waits",
+    )
 
     def __init__(self, scope: Scope, send: Send, cors: dict[bytes, Headers]) -> None:
         self._started = time.perf_counter()
@@ -103,6 +126,7 @@ class _Exchange:
         self.status = 0
         self.header_bytes = 0
         self.is_preflight = False
+        self.is_forwarded = False
         self.cors: Headers = []
         request_id = b""
         for name, value in scope["headers"]:
@@ -113,18 +137,20 @@ class _Exchange:
                 request_id = value
             elif name == b"access-control-request-method":
                 self.is_preflight = scope["method"] == "OPTIONS"
+            elif name == b"x-forwarded-proto":
+                self.is_forwarded = True
         self.request_id = request_id.decode() if REQUEST_ID.fullmatch(request_id) else _new_request_id()
 
     async def send(self, message: Message) -> None:
         """Sends a part of the answer, the first with the headers that every answer has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            timing = f"total;dur={self._milliseconds():.2f}, db;dur={sum(self.waits):.2f}"
+            timing = b"total;dur=%.2f, db;dur=%.2f" % (self._milliseconds(), sum(self.waits))
             headers: Headers = message.setdefault("headers", [])
             headers += [
                 (b"x-request-id", self.request_id.encode()),
                 (b"x-content-type-options", b"nosniff"),
-                (b"server-timing", timing.encode()),
+                (b"server-timing", timing),
             ]
             headers += API_HEADERS if self._scope["path"].startswith("/api/") else OTHER_HEADERS
             headers += self.cors

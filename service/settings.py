@@ -1,6 +1,7 @@
 """The environment, read once into a frozen object; everything that is wrong with it is named in one message."""
 
 import re
+from ipaddress import ip_network
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -88,6 +89,16 @@ def origins(value: str) -> tuple[str, ...]:
     return found
 
 
+def proxies(value: str) -> str:
+    """Returns the comma-separated addresses and networks, or `*`. Raises ValueError that names what is neither."""
+    for part in value.split(",") if value.strip() != "*" else ():
+        try:
+            ip_network(part.strip())
+        except ValueError:
+            raise ValueError(f"{part.strip()!r} is neither an address nor a network like 10.0.0.0/8") from None
+    return value.strip()
+
+
 class Settings(BaseSettings):
     """The service's settings, each under its upper-case name in the environment or in `.env`."""
 
@@ -111,6 +122,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
+    forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1"  # uvicorn's name, and its form
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     db_pool_min: int = Field(default=5, ge=1)

@@ -122,6 +122,8 @@ WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"FRONTEND_URL": "https://a.test,https://b.test/path"}, ["FRONTEND_URL: 'https://b.test/path' is no origin"]),
     ({"PORT": "65536", "WEB_CONCURRENCY": "0"}, ["PORT: ", "65535", "WEB_CONCURRENCY: "]),
     ({"LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, ["LOG_LEVEL: ", "'warning'", "LOG_FORMAT: ", "'json'"]),
+    ({"FORWARDED_ALLOW_IPS": "10.0.0.1, 10.0.0.0/33"}, ["FORWARDED_ALLOW_IPS: '10.0.0.0/33' is neither"]),
+    ({"FORWARDED_ALLOW_IPS": "10.0.0.1,*"}, ["FORWARDED_ALLOW_IPS: '*' is neither"]),
     ({"DB_POOL_MIN": "6", "DB_POOL_MAX": "5"}, ["DB_POOL_MAX: is 5, below DB_POOL_MIN, which is 6"]),
 ]
 
@@ -190,6 +192,12 @@ def test_a_dotenv_file_is_read_and_what_is_empty_is_unset(tmp_path: Path, monkey
     monkeypatch.setenv("HOST", "")
     settings = load()
     assert (settings.port, settings.host, settings.database_url) == (9000, "127.0.0.1", None)
+
+
+@pytest.mark.parametrize("proxies", ["*", "10.0.0.1", "10.0.0.0/8, ::1", "192.0.2.1,fd00::/8"])
+def test_proxies_are_addresses_and_networks_or_all(proxies: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+    assert load().forwarded_allow_ips == proxies
 
 
 def test_secrets_do_not_show() -> None:

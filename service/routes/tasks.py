@@ -152,9 +152,9 @@ async def complete_task(request: Request) -> Response:
 TASKS = "/api/{user_id}/tasks"
 TASK = TASKS + "/{task_id}"
 
-routes = [
-    Resource(TASKS, GET=list_tasks, POST=create_task),
+routes = [  # in the order in which they are searched
     Resource(TASK, GET=find_task, PATCH=update_task, PUT=update_task.named("put_task"), DELETE=delete_task),
+    Resource(TASKS, GET=list_tasks, POST=create_task),
     Resource(TASK + "/complete", PATCH=complete_task),
     Resource(TASK + "/restore", POST=restore_task),
 ]
