@@ -33,6 +33,8 @@ IN_FLIGHT = 3  # batches
 ALIKE = 2  # of those: of one statement, and of all that write
 FULL = 16  # calls in a batch; when very many wait, each batch takes its share of them
 LARGEST = 64
+LARGE_BYTES = 256 * 1024  # of a list: about 700 tasks, which take PostgreSQL ten times as long as 50
+LARGE_LISTS = 10_000  # so many are remembered
 DEADLINE = 4.5  # seconds from a call to its answer
 LOCK = 0.5  # seconds that calls which went together wait for a lock
 SLOW = 0.5  # seconds after which a batch no longer counts as in flight
@@ -100,6 +102,7 @@ class Batches:
         self._pool = pool
         self._queues: dict[Statement, _Queue] = {}
         self._under_way: set[_Batch] = set()
+        self.large_lists: set[str] = set()  # the users whose list was large when it was last made
         self._in_flight = {False: 0, True: 0}  # how many of those are not slow: of reads, and of writes
         self._is_scheduled = False
         self._watch: asyncio.Task[None] | None = None
@@ -134,6 +137,13 @@ class Batches:
         answer = self._loop.create_future()
         queue.waiting.append(_Call(arguments, answer, time.monotonic(), waited.get()))
         return answer
+
+    def note_size(self, user_id: str, size: int) -> None:
+        """Remembers whether the user's list, of so many bytes, is large."""
+        if size < LARGE_BYTES:
+            self.large_lists.discard(user_id)
+        elif len(self.large_lists) < LARGE_LISTS:
+            self.large_lists.add(user_id)
 
     async def transact(
         self,

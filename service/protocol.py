@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 HEAD_SECONDS = 20  # from a connection's beginning, or a head's first byte, to the head's end
 BODY_SECONDS = 5  # for the whole body, from the moment that somebody waits for it
 HEAD_BYTES = 256 * 1024  # of a request line and headers that do not end; beyond what Service has an answer for
+LARGE_BYTES = 256 * 1024  # of a body
 
 
 class Protocol(HttpToolsProtocol):
@@ -116,9 +117,13 @@ class Cycle(RequestResponseCycle):
         head = b"".join(lines)
         if head.count(b"\n") + head.count(b"\r") != 2 * len(lines) or b"\0" in head:
             raise ValueError("a header's value would end its line")
-        self.transport.write(
-            b"".join((STATUS_LINE[status], head, b"\r\n", body if self.scope["method"] != "HEAD" else b""))
-        )
+        if self.scope["method"] == "HEAD":
+            body = b""
+        if len(body) < LARGE_BYTES:
+            self.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n", body)))
+        else:  # a copy would take longer than a second system call, while everybody else waits
+            self.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n")))
+            self.transport.write(body)
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:

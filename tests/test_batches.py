@@ -1,6 +1,7 @@
 """Calls that share a round trip do not harm each other, whatever one of them meets."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -120,6 +121,27 @@ async def test_cheap_statements_do_not_wait_behind_dear_ones(
         await asyncio.wait_for(queries.applied_migrations(db), 0.2)  # long before the dear ones count as slow
         assert not any(call.done() for call in dear)
     await asyncio.gather(*dear)
+
+
+async def test_a_large_list_shares_no_round_trip_with_others(
+    db: Batches, pool: WatchedPool, other_connection: Any, user: User, other: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await queries.insert_task(db, user.id, new_task("x" * 100))
+
+    async def sizes() -> list[int]:
+        pool.sizes.clear()
+        await asyncio.gather(*(queries.list_tasks(db, name) for name in (other.id, user.id, other.id)))
+        return sorted(pool.sizes)
+
+    assert await sizes() == [3]
+    monkeypatch.setattr("service.batches.LARGE_BYTES", 1000)
+    assert await sizes() == [3], "nobody knows yet"
+    assert await sizes() == [1, 2]
+    for task in json.loads((await queries.list_tasks(db, user.id)).tasks or b""):
+        await queries.delete_task(db, user.id, task["id"])
+    await sizes()
+    assert await sizes() == [3], "it is small again"
 
 
 async def test_reads_do_not_wait_behind_writes_that_wait_for_a_lock(
