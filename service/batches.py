@@ -9,9 +9,10 @@ What has to be right about it, and is:
 - A connection that is lost while a write is under way leaves the outcome unknown: the caller is told so, and nothing
   is repeated. A read is repeated once.
 - Each statement has its own queue, and only some of the few batches in flight may be alike, so that cheap statements do
-  not wait behind dear ones, nor reads behind writes that wait for a lock. The queue whose first call is oldest is next.
+  not wait behind a dear one, nor reads behind writes that wait for a lock; and one that takes long stops counting, so
+  that several dear ones at once hold up the rest for less than a second. The queue whose call is oldest is next.
 - A batch that meets a lock which somebody holds is rolled back after half a second, and its calls are run each alone;
-  only the users whose account is locked wait, and their further writes are held back.
+  from then on only the users whose account is locked wait, and their further writes are held back.
 - Every call ends within DEADLINE, whatever the database does.
 """
 
@@ -85,6 +86,17 @@ class _Queue:
     under_way: int = 0  # batches
     slow: int = 0  # how many of those are
 
+    def free(self, held_back: set[str]) -> list[_Call]:
+        """Returns the calls that may go, the oldest first: no writes of users who are held back."""
+        if not self.statement.writes or not held_back:
+            return self.waiting[:]
+        return [call for call in self.waiting if call.arguments[0] not in held_back]
+
+    def take(self, calls: list[_Call]) -> None:
+        """Takes these calls out; they wait no longer."""
+        sent = set(calls)
+        self.waiting = [call for call in self.waiting if call not in sent]
+
 
 @dataclass(slots=True, eq=False)
 class _Batch:
@@ -102,9 +114,9 @@ class Batches:
         self._pool = pool
         self._queues: dict[Statement, _Queue] = {}
         self._under_way: set[_Batch] = set()
-        self.large_lists: set[str] = set()  # the users whose list was large when it was last made
         self._in_flight = {False: 0, True: 0}  # how many of those are not slow: of reads, and of writes
         self._is_scheduled = False
+        self.large_lists: set[str] = set()  # the users whose list was large when it was last made
         self._watch: asyncio.Task[None] | None = None
         self._transactions = asyncio.Semaphore(TRANSACTIONS)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # gone when nobody waits
@@ -177,13 +189,23 @@ class Batches:
 
     def _send(self) -> None:
         self._is_scheduled = False
-        for queue in sorted((queue for queue in self._queues.values() if queue.waiting), key=_age):
-            while self._has_room(queue) and (calls := self._next_calls(queue)):
-                queue.under_way += 1
-                self._in_flight[queue.statement.writes] += 1
-                batch = _Batch(queue, calls, time.monotonic())
-                self._under_way.add(batch)
-                batch.task = self._loop.create_task(self._run(batch))
+        held_back = self._held_back()
+        ready = [(queue, calls) for queue in self._queues.values() if (calls := queue.free(held_back))]
+        for queue, calls in sorted(ready, key=_age):
+            while calls and self._has_room(queue):
+                size = min(LARGEST, max(FULL, len(calls) // ALIKE))
+                self._start(queue, calls[:size])
+                del calls[:size]
+
+    def _held_back(self) -> set[str]:
+        """Returns the users whose further writes wait here, since one of theirs seems to wait for a lock."""
+        return {
+            call.arguments[0]
+            for batch in self._under_way
+            if batch.is_slow and batch.queue.statement.writes
+            for call in batch.calls
+            if not call.answer.done()
+        }
 
     def _has_room(self, queue: _Queue) -> bool:
         """Returns whether one more batch of this queue may go."""
@@ -193,25 +215,16 @@ class Batches:
             and (not queue.statement.writes or self._in_flight[True] < ALIKE)
         )
 
-    def _next_calls(self, queue: _Queue) -> list[_Call]:
-        most = min(LARGEST, max(FULL, len(queue.waiting) // ALIKE))
-        held_back = {
-            call.arguments[0]
-            for batch in self._under_way
-            if batch.is_slow and batch.queue.statement.writes
-            for call in batch.calls
-            if not call.answer.done()
-        }
-        if held_back and queue.statement.writes:
-            calls = [call for call in queue.waiting if call.arguments[0] not in held_back][:most]
-            sent = set(calls)
-            queue.waiting = [call for call in queue.waiting if call not in sent]
-        else:
-            calls = queue.waiting[:most]
-            del queue.waiting[:most]
-        return calls
+    def _start(self, queue: _Queue, calls: list[_Call]) -> None:
+        queue.take(calls)
+        queue.under_way += 1
+        self._in_flight[queue.statement.writes] += 1
+        batch = _Batch(queue, calls, time.monotonic())
+        self._under_way.add(batch)
+        self._loop.create_task(self._run(batch))  # the loop keeps it until it begins, and then the batch does
 
     async def _run(self, batch: _Batch) -> None:
+        batch.task = asyncio.current_task()  # not before: one that is cancelled before it begins never gets to its end
         try:
             await self._answer(batch.queue.statement, batch.calls)
         finally:
@@ -285,8 +298,8 @@ class Batches:
             self._pool.release_idle()
 
 
-def _age(queue: _Queue) -> float:
-    return queue.waiting[0].started
+def _age(ready: tuple[_Queue, list[_Call]]) -> float:
+    return ready[1][0].started
 
 
 def _fail(calls: list[_Call], error: BaseException) -> None:

@@ -205,20 +205,16 @@ class Pool:
             self._in_background(_release(pool, connection))
 
     def release_idle(self) -> None:
-        """Lets connections go that were not used for a while, but for the smallest number; asyncpg closes them."""
+        """Closes the connections that were not used for a while, but for the smallest number."""
         long_ago = self._loop.time() - IDLE_SECONDS
         while self._pool is not None and len(self._at_hand) > self._sizes[0] and self._at_hand[0][1] < long_ago:
-            self._in_background(_release(self._pool, self._at_hand.pop(0)[0]))
+            self._in_background(_close(self._at_hand.pop(0)[0]))
 
     async def _acquire(self, pool: asyncpg.Pool) -> Any:
         connection, used_at = self._from_hand(pool)
         if connection is None:
-            self._waiting += 1
-            try:
-                acquired: Any = await pool.acquire()
-            finally:
-                self._waiting -= 1
-            connection, used_at = acquired, acquired.used_at
+            connection = await self._acquire_from(pool)
+            used_at = connection.used_at
         if self._loop.time() - used_at < IDLE_SECONDS:
             return connection
         try:
@@ -232,7 +228,14 @@ class Pool:
             self._in_background(_release(pool, connection))
             raise
         await _release(pool, connection)
-        return await pool.acquire()
+        return await self._acquire_from(pool)
+
+    async def _acquire_from(self, pool: asyncpg.Pool) -> Any:
+        self._waiting += 1  # whoever is done meanwhile gives the connection back to the pool, and so to us
+        try:
+            return await pool.acquire()
+        finally:
+            self._waiting -= 1
 
     def _from_hand(self, pool: asyncpg.Pool) -> tuple[Any, float]:
         while self._at_hand:
@@ -279,6 +282,13 @@ class Pool:
         task = self._loop.create_task(work)
         self._tasks.add(task)  # the event loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
+
+
+async def _close(connection: Any) -> None:
+    try:
+        await connection.close(timeout=CLOSE_SECONDS)  # which tells the pool that there is room for another
+    except LOST as error:
+        log.debug("a connection was given up: %s", _explain(error))
 
 
 async def _release(pool: asyncpg.Pool, connection: Any) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, and what it lacks: heads have to end, errors are JSON, an answer leaves in one piece."""
+"""uvicorn's HTTP protocol, and what it lacks: requests have to end, errors are JSON, an answer leaves in one piece."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class Cycle(RequestResponseCycle):
-    """A request and its answer, which leaves in one piece.
+    """A request and its answer, which leaves in one piece unless it is large.
 
     uvicorn writes an answer's head and body apart, and uvloop makes a system call of each; and it searches every header
     for what must not be there. To do both once an answer saves an eighth of all the time that a small one takes.

@@ -46,7 +46,7 @@ TASK_FIND = _load("task_find")
 TASK_INSERT = _load("task_insert", writes=True)
 TASK_INSERT_ONCE = _load("task_insert_once", writes=True)
 TASK_LIST = _load("task_list")
-TASK_LIST_LARGE = _load("task_list")  # the same, in a queue of its own: nobody's list waits behind one of 10,000 tasks
+TASK_LIST_LARGE = _load("task_list")  # the same in a queue of its own: 50 tasks do not wait behind 10,000
 TASK_OPERATE = _load("task_operate", writes=True)
 TASK_PURGE = _load("task_purge", writes=True)
 TASK_RESTORE = _load("task_restore", writes=True)

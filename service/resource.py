@@ -71,7 +71,7 @@ class Resource(Route):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Returns whether the path is this one, and in part when only the method is another; and its parameters."""
         found = self.path_regex.match(scope["path"])
-        if found is None:
+        if found is None or scope["type"] != "http":
             return Match.NONE, {}
         match = Match.FULL if scope["method"] in self._handlers else Match.PARTIAL
         return match, {"endpoint": self.endpoint, "path_params": found.groupdict()}

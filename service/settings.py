@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
-    forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1"  # uvicorn's name, and its form
+    forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     db_pool_min: int = Field(default=5, ge=1)

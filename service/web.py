@@ -122,8 +122,8 @@ async def _json_bytes(request: Request, limit: int = BODY_BYTES) -> bytes:
     declared = int(headers.get(b"content-length", b"0"))
     if declared > limit:
         raise Problem(413, "Request body too large")
-    body = b""
-    is_followed = True
+    parts: list[bytes] = []
+    size, is_followed = 0, True
     while is_followed:
         try:
             message = await request.receive()
@@ -131,10 +131,12 @@ async def _json_bytes(request: Request, limit: int = BODY_BYTES) -> bytes:
             raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise Problem(400, "Request body incomplete")  # nobody is there to read it; the log is
-        body += message.get("body", b"")
+        parts.append(message.get("body", b""))
         is_followed = message.get("more_body", False)
-        if len(body) > limit:
+        size += len(parts[-1])
+        if size > limit:
             raise Problem(413, "Request body too large")
+    body = b"".join(parts)
     if len(body) < declared or (not body and headers.keys() >= {b"upgrade", b"transfer-encoding"}):
         # The HTTP parser drops the body of a request that offers an upgrade, to HTTP/2 for instance. Refusing it beats
         # taking it for one without a body.
@@ -249,7 +251,7 @@ def task_path(user_id: str, task_id: str) -> str:
 def next_link(request: Request, path: str, query: str) -> str:
     """Returns the `Link` to the next page: complete, with the scheme and the host that the client used.
 
-    uvicorn has put the scheme right behind a proxy that it trusts; Starlette takes the host for none unless it is one.
+    Service has put the scheme right behind a proxy that it trusts; Starlette takes the host for none unless it is one.
     """
     return f'<{request.url.scheme}://{request.url.netloc}{path}?{query}>; rel="next"'
 

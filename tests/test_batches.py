@@ -171,7 +171,9 @@ async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> Non
     await pool.close()
 
 
-async def test_connections_beyond_the_least_are_let_go_when_idle(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_beyond_the_least_are_closed_when_idle(
+    url: str, other_connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = Pool(url, 2, 5, 100)
     await pool.open()
     executions: list[Any] = [()]
@@ -183,8 +185,29 @@ async def test_connections_beyond_the_least_are_let_go_when_idle(url: str, monke
     pool.release_idle()
     assert len(pool._at_hand) == 2
     monkeypatch.undo()
+
+    async def two_are_open() -> bool:
+        return bool(await watched(other_connection, f"select count(*) = 2 {OURS}"))
+
+    await eventually(two_are_open)
     await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
+    assert len(pool._at_hand) == 5, "there is room for others in their place"
     await pool.close()
+
+
+async def test_a_batch_that_is_given_up_before_it_begins_leaves_room_for_the_next(
+    db: Batches, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.batches.LOOK", 0)
+    await asyncio.sleep(0.5)  # the watch wakes from its last nap; from now on it looks in each turn of the event loop
+    for _ in range(IN_FLIGHT):
+        with monkeypatch.context() as patch:
+            late = db.fetch(queries.TASK_LIST, user.id, None)
+            db._send()  # the batch is made, and begins in the next turn
+            patch.setattr("service.batches.DEADLINE", -1)
+            with pytest.raises(Unavailable):
+                await late
+    assert await asyncio.wait_for(queries.list_tasks(db, user.id), 2)
 
 
 async def test_one_failing_call_leaves_the_others_done_exactly_once(db: Batches, pool: WatchedPool) -> None:
