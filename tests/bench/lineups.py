@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.bench import database
 from tests.bench.check import same_answers
-from tests.bench.load import Ground, Sample, Timing, beside, measure, pgbench
+from tests.bench.load import Ground, Sample, Timing, beside, busy_loop, measure, pgbench
 from tests.bench.peers import PEERS, started
 from tests.bench.processes import Running
 from tests.jwks import key_pair, publishing
@@ -81,7 +81,7 @@ def big(stage: Stage) -> LineUp:
 
 
 def whale(stage: Stage) -> LineUp:
-    """The service while one user lists 10,000 tasks in a loop, against the same service without."""
+    """The service while one user lists 10,000 tasks in a loop, against itself without, and beside a mere busy loop."""
     ground = stage.ground()
     database.seed_whale(ground.url)
     whale_file = stage.folder / "whale"
@@ -92,7 +92,14 @@ def whale(stage: Stage) -> LineUp:
         lists = beside(service, "list", whale_file, stage.timing.measured)
         return measure(ground, service, workload, connections, seed, stage.timing, lists)
 
-    return {"beside the whale": beside_the_whale, "without it": stage.measuring(ground, service)}
+    def beside_a_busy_loop(workload: str, connections: int, seed: int) -> Sample | None:
+        return measure(ground, service, workload, connections, seed, stage.timing, busy_loop())
+
+    return {
+        "beside the whale": beside_the_whale,
+        "without it": stage.measuring(ground, service),
+        "beside a busy loop": beside_a_busy_loop,
+    }
 
 
 def alone(stage: Stage) -> LineUp:

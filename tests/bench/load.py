@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -144,6 +145,16 @@ def beside(peer: Running, workload: str, users: Path, seconds: int) -> Iterator[
         finally:
             process.kill()
     _read(stdout, f"{workload}, the second client: {peer.title}", stderr, peer.log)
+
+
+@contextmanager
+def busy_loop() -> Iterator[None]:
+    """Keeps a core busy with nothing meanwhile: shows what sharing the processor costs, whoever it is shared with."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def pgbench(ground: Ground, workload: str, folder: Path, seconds: int) -> Sample:
