@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,7 +43,8 @@ def stop(service: Served, number: signal.Signals = signal.SIGTERM) -> int:
 def kill(processes: list[psutil.Process]) -> None:
     """Kills the processes, as a power cut would, and waits until they are gone."""
     for process in processes:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # PostgreSQL's own end as soon as they miss the first of them
+            process.kill()
     psutil.wait_procs(processes)
 
 
