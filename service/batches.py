@@ -295,7 +295,7 @@ class Batches:
                     batch.queue.slow += 1
                     self._in_flight[batch.queue.statement.writes] -= 1
             self._send()
-            self._pool.release_idle()
+            self._pool.close_idle()
 
 
 def _age(ready: tuple[_Queue, list[_Call]]) -> float:

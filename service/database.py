@@ -88,7 +88,7 @@ class Pool:
         self._sizes = smallest, largest
         self._statement_cache = statement_cache
         self._pool: asyncpg.Pool | None = None
-        # Connections in use are kept out of asyncpg's pool, whose acquire and release take longer than a query.
+        # Between two uses they stay out of asyncpg's pool, whose acquire and release take longer than a query.
         self._at_hand: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
         self._waiting = 0  # those who wait until asyncpg's pool has one for them
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -204,7 +204,7 @@ class Pool:
         else:
             self._in_background(_release(pool, connection))
 
-    def release_idle(self) -> None:
+    def close_idle(self) -> None:
         """Closes the connections that were not used for a while, but for the smallest number."""
         long_ago = self._loop.time() - IDLE_SECONDS
         while self._pool is not None and len(self._at_hand) > self._sizes[0] and self._at_hand[0][1] < long_ago:

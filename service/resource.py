@@ -80,7 +80,7 @@ class Resource(Route):
         """Lets the handler answer. Raises HTTPException, a 405, when the method has none."""
         handler = self._handlers.get(scope["method"])
         if handler is None:
-            raise HTTPException(405, headers={"Allow": ", ".join(sorted(self._handlers))})
+            raise HTTPException(405, headers={"Allow": ", ".join(self._handlers)})
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)
 

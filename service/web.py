@@ -194,7 +194,7 @@ def _entry_of_a_batch(problem: ErrorDetails) -> Invalid:
 class JsonResponse(Response):
     """An answer whose body is JSON already. Starlette's own looks through the headers for what these always have."""
 
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, body: bytes, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> None:
         self.status_code = status
         self.background = None
         self.body = body
@@ -205,22 +205,17 @@ class JsonResponse(Response):
         ]
 
 
-def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> Response:
-    """Returns the answer with this JSON."""
-    return JsonResponse(body, status, headers)
-
-
 def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
     """Returns the answer with this JSON, or a 304 when the client has it already: there is no body then."""
     headers = {"ETag": etag, **headers}
-    return Response(status_code=304, headers=headers) if body is None else json_response(body, 200, headers)
+    return Response(status_code=304, headers=headers) if body is None else JsonResponse(body, 200, headers)
 
 
 def task_response(written: Written) -> Response:
     """Returns the answer with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
     if written.task is None:
         raise not_written(written.version)
-    return json_response(written.task, 200, {"ETag": f'"{written.version}"'})
+    return JsonResponse(written.task, 200, {"ETag": f'"{written.version}"'})
 
 
 def created_response(user_id: str, created: Created) -> Response:
@@ -228,7 +223,7 @@ def created_response(user_id: str, created: Created) -> Response:
     headers = {"Location": task_path(user_id, created.id), "ETag": f'"{created.version}"'}
     if created.is_replayed:
         headers["Idempotent-Replayed"] = "true"
-    return json_response(created.task, 201, headers)
+    return JsonResponse(created.task, 201, headers)
 
 
 def not_written(version: int | None) -> Problem:
@@ -259,7 +254,7 @@ def next_link(request: Request, path: str, query: str) -> str:
 def error_response(problem: Problem) -> Response:
     """Returns the answer that the problem stands for."""
     body = json.dumps({"detail": problem.detail}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    return json_response(body, problem.status, problem.headers or NO_HEADERS)
+    return JsonResponse(body, problem.status, problem.headers or NO_HEADERS)
 
 
 def problem_of(error: Exception, request: Request) -> Problem | None:

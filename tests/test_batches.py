@@ -124,7 +124,7 @@ async def test_cheap_statements_do_not_wait_behind_dear_ones(
 
 
 async def test_a_large_list_shares_no_round_trip_with_others(
-    db: Batches, pool: WatchedPool, other_connection: Any, user: User, other: User, monkeypatch: pytest.MonkeyPatch
+    db: Batches, pool: WatchedPool, user: User, other: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
         await queries.insert_task(db, user.id, new_task("x" * 100))
@@ -179,10 +179,10 @@ async def test_connections_beyond_the_least_are_closed_when_idle(
     executions: list[Any] = [()]
     await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
     assert len(pool._at_hand) == 5
-    pool.release_idle()
+    pool.close_idle()
     assert len(pool._at_hand) == 5, "they were in use just now"
     monkeypatch.setattr("service.database.IDLE_SECONDS", -1)
-    pool.release_idle()
+    pool.close_idle()
     assert len(pool._at_hand) == 2
     monkeypatch.undo()
 

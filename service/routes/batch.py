@@ -15,7 +15,7 @@ from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.operations import Batch, BatchResult, Complete, Create, Operation, Update
 from service.queries import Change, Outcome
 from service.resource import Resource, describe
-from service.web import BATCH_BYTES, DETAILS, entries, json_response, read_body, refuse_query
+from service.web import BATCH_BYTES, DETAILS, JsonResponse, entries, read_body, refuse_query
 
 TAKEN_BACK = Outcome(424, detail="Another operation failed")
 
@@ -37,7 +37,7 @@ async def run_batch(request: Request) -> Response:
     if failed:
         outcomes = [outcome if outcome.status >= 400 else TAKEN_BACK for outcome in outcomes]
     body = _body(outcomes, committed=not failed and not batch.dry_run)
-    return json_response(body, 409 if failed and not batch.dry_run else 200)
+    return JsonResponse(body, 409 if failed and not batch.dry_run else 200)
 
 
 def _change(operation: Operation) -> Change | Outcome:

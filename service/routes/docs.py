@@ -7,7 +7,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service.web import json_response
+from service.web import JsonResponse
 
 STATIC = Path(__file__).parent.parent / "static"
 PAGE = (STATIC / "docs.html").read_text()
@@ -21,7 +21,7 @@ CONTENT_SECURITY_POLICY = (
 
 async def openapi(request: Request) -> Response:
     """The OpenAPI document."""
-    return json_response(request.app.state.openapi)
+    return JsonResponse(request.app.state.openapi)
 
 
 async def docs(request: Request) -> Response:

@@ -8,7 +8,7 @@ from service.database import SchemaBehind, Unavailable
 from service.errors import unavailable
 from service.resource import Resource, describe
 from service.schema import known_migrations
-from service.web import json_response, refuse_query
+from service.web import JsonResponse, refuse_query
 
 OK = b'{"status": "ok"}'
 
@@ -17,7 +17,7 @@ OK = b'{"status": "ok"}'
 async def healthz(request: Request) -> Response:
     """Tell whether the process is alive; never touches the database."""
     refuse_query(request)
-    return json_response(OK)
+    return JsonResponse(OK)
 
 
 @describe(200, "A query answers, the schema is current, the keys are known", health=True, errors=(503,))
@@ -36,7 +36,7 @@ async def readyz(request: Request) -> Response:
     published = request.app.state.tokens.published
     if published is not None and not published.by_id:
         raise unavailable("keys: the Better Auth server's are not known; the log says why")
-    return json_response(OK)
+    return JsonResponse(OK)
 
 
 routes = [Resource("/healthz", GET=healthz), Resource("/readyz", GET=readyz)]
