@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -44,7 +45,11 @@ LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # the server has said goodbye, and its end of the connection is just closing
-    asyncpg.OperatorInterventionError,  # starting up, shutting down, cancelled
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,  # it is starting up
+    asyncpg.DatabaseDroppedError,
+    asyncpg.IdleSessionTimeoutError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -85,6 +90,7 @@ class Pool:
 
     def __init__(self, url: str, smallest: int, largest: int, statement_cache: int) -> None:
         self._url = url
+        self.largest = largest
         self._sizes = smallest, largest
         self._statement_cache = statement_cache
         self._pool: asyncpg.Pool | None = None
@@ -146,6 +152,10 @@ class Pool:
             raise Unavailable("no connection yet")
         try:
             return await work(self._pool, *arguments)
+        except asyncpg.ConnectionDoesNotExistError as error:
+            if isinstance(error.__cause__, asyncpg.TransactionTimeoutError):
+                raise error.__cause__ from None  # the server has rolled back, and then closed the connection
+            raise _as_unavailable(error) from None
         except (*LOST, *BEHIND_SCHEMA, *POOLER) as error:
             raise _as_unavailable(error) from None
         except asyncpg.PostgresError as error:
@@ -158,7 +168,7 @@ class Pool:
             rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
         except BaseException as error:
             if isinstance(error, LOST):
-                connection.terminate()
+                _terminate(connection)
             # behind the caller's back: after a cancellation it waits for the server's answer
             self._in_background(_release(pool, connection))
             raise
@@ -192,7 +202,7 @@ class Pool:
                 or isinstance(error, LOST)
                 or connection.is_in_transaction()
             ):
-                connection.terminate()  # the server rolls back; an open transaction must not go back into the pool
+                _terminate(connection)  # the server rolls back; an open transaction must not go back into the pool
             self._in_background(_release(pool, connection))
             raise
         self._put_back(pool, connection)
@@ -221,7 +231,7 @@ class Pool:
             await connection.execute("select 1", timeout=PING_SECONDS)
             return connection
         except LOST:
-            connection.terminate()
+            _terminate(connection)
             self._release_at_hand(pool)  # its neighbours sat idle just as long
             await pool.expire_connections()
         except BaseException:
@@ -282,6 +292,11 @@ class Pool:
         task = self._loop.create_task(work)
         self._tasks.add(task)  # the event loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
+
+
+def _terminate(connection: Any) -> None:
+    with suppress(asyncpg.InterfaceError):  # the server has closed it, and it went back into the pool by itself
+        connection.terminate()
 
 
 async def _close(connection: Any) -> None:
