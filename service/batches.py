@@ -161,6 +161,9 @@ class _Trip:
     statement: Statement
     calls: list[_Call]
     started: float
+    looks: int = (
+        0  # at it while it was under way; a busy event loop makes them fewer, and they count no time but its own
+    )
     task: asyncio.Task[None] | None = None
 
     def longest(self) -> float:
@@ -182,6 +185,8 @@ class Batches:
         self._trips: set[_Trip] = set()
         self._places = 0
         self._round_trip = TOGETHER  # seconds that the cheapest of the latest round trips took
+        self._answered = 0.0  # when the database answered last; time.monotonic()
+        self._lag = 0.0  # seconds that whatever happens waits for a busy event loop
         self._is_scheduled = False
         self._watch: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -209,8 +214,7 @@ class Batches:
         if line is None:
             line = self._lines[key] = self._dear.pop(key) if key in self._dear else _Line(key)
         call = _Call(line, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
-        lane = self._lanes[statement.writes][line.lane]
-        if line.cost * (len(line.calls) + line.is_under_way + lane.waiting / lane.width) > LONGEST_WAIT:
+        if self._expected_wait(line) > LONGEST_WAIT:
             call.fail(Unavailable(TOO_LATE))
             if not line.calls and not line.is_under_way:
                 self._let_go(line)
@@ -222,6 +226,12 @@ class Batches:
                 self._is_scheduled = True
                 self._loop.call_soon(self._send)
         return call.answer
+
+    def _expected_wait(self, line: _Line) -> float:
+        """Returns the seconds until the turn of one more call: a round of the lane for each that is before it."""
+        lane = self._lanes[line.key[0]][line.lane]
+        round_ = line.cost * lane.waiting / lane.width
+        return round_ + (len(line.calls) + line.is_under_way) * max(round_, line.cost)
 
     def _let_wait(self, line: _Line) -> None:
         self._places += 1
@@ -347,9 +357,10 @@ class Batches:
 
     def _learn(self, trip: _Trip, rows: Sequence[Any]) -> None:
         """Notes what the calls cost: what was more than a round trip, in shares as large as their answers."""
-        seconds = time.monotonic() - trip.started
+        self._answered = time.monotonic()
+        seconds = self._answered - trip.started
         self._round_trip = min(self._round_trip, seconds)
-        work = seconds - self._round_trip
+        work = seconds - self._round_trip - 2 * self._lag
         if len(rows) > 1 and work < TOGETHER:
             shares = [0.0] * len(rows)
         else:
@@ -359,9 +370,11 @@ class Batches:
             _note_cost(call.line, share)
 
     async def _watch_the_clock(self) -> None:
+        now = time.monotonic()
         while True:
             await asyncio.sleep(LOOK)
-            now = time.monotonic()
+            before, now = now, time.monotonic()
+            self._lag = max(now - before - LOOK, self._lag / 2)
             self._round_trip = min(self._round_trip * 1.02, TOGETHER)  # so that a way which became longer is found out
             for line in self._lines.values():
                 _fail_late(line.calls, now, "no connection came free in time")
@@ -369,15 +382,16 @@ class Batches:
                 _fail_late(trip.calls, now, "no answer in time")
                 if all(call.answer.done() for call in trip.calls):  # nobody waits for it any more; the server is told
                     self._give_up(trip, now)
-                elif trip.lane != SLOW and not trip.statement.writes and now - trip.started > trip.longest():
+                elif trip.lane != SLOW and not trip.statement.writes and trip.looks * LOOK > trip.longest():
                     self._give_up(trip, now)
                     self._take_back(trip)
+                trip.looks += 1
             self._send()
             self._pool.close_idle()
 
     def _give_up(self, trip: _Trip, now: float) -> None:
-        if len(trip.calls) == 1 and not trip.statement.writes:
-            _note_cost(trip.calls[0].line, now - trip.started)
+        if len(trip.calls) == 1 and not trip.statement.writes and self._answered > trip.started:
+            _note_cost(trip.calls[0].line, now - trip.started)  # it is dear: the database answers others
         if trip.task is not None and not trip.task.cancelling():
             trip.task.cancel()
 
