@@ -3,41 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
 
 import asyncpg
 
+from service.address import Address
+from service.connect import connect
+
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 3
 IDLE_SECONDS = 30  # a connection that sat longer is pinged: a serverless database may have closed it
 PING_SECONDS = 1
 CLOSE_SECONDS = 2
-
-# The options of a URL that asyncpg knows. It sends any other to the server as a setting, libpq's own among them.
-FOR_ASYNCPG = {
-    "host",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "passfile",
-    "service",
-    "options",
-    "sslmode",
-    "sslcert",
-    "sslkey",
-    "sslrootcert",
-    "sslcrl",
-    "sslpassword",
-    "sslnegotiation",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
-    "target_session_attrs",
-    "krbsrvname",
-    "gsslib",
-}
 
 LOST = (
     OSError,  # TimeoutError and the refused connection among them
@@ -66,6 +44,10 @@ class SchemaBehind(Unavailable):
     """The database answers, and lacks a table or a column: it wants `python -m service migrate`."""
 
 
+class RightMissing(Unavailable):
+    """The database answers, and refuses its user something."""
+
+
 class _Connection(asyncpg.Connection):
     used_at = 0.0  # the event loop's time
 
@@ -83,8 +65,8 @@ async def _note_use(connection: Any) -> None:
 class Pool:
     """The connections to one PostgreSQL."""
 
-    def __init__(self, url: str, smallest: int, largest: int, statement_cache: int) -> None:
-        self._url = url
+    def __init__(self, address: Address, smallest: int, largest: int, statement_cache: int) -> None:
+        self._address = address
         self._sizes = smallest, largest
         self._statement_cache = statement_cache
         self._pool: asyncpg.Pool | None = None
@@ -100,7 +82,7 @@ class Pool:
         try:
             await self._connect()
         except (*LOST, asyncpg.PostgresError) as error:
-            log.warning("the database is away, trying again every second: %s", _explain(error))
+            log.warning("the database is away, trying again every second: %s: %s", self._address, _explain(error))
             self._in_background(self._connect_later())
 
     async def close(self) -> None:
@@ -254,19 +236,21 @@ class Pool:
         self._at_hand.clear()
 
     async def _connect(self) -> None:
-        address, _, query = self._url.partition("?")
-        options = [(name, value) for name, value in parse_qsl(query) if name in FOR_ASYNCPG]
+        options = self._address.options
+        name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
+        # every timestamp in an answer is in UTC; this and the name pass through PgBouncer
+        settings = {"application_name": name, "timezone": "UTC"}
+        if "options" in options:
+            settings["options"] = options["options"]
         self._pool = await asyncpg.create_pool(
-            f"{address}?{urlencode(options, quote_via=quote)}",
+            connect=partial(connect, self._address, self._address.tls()),
             min_size=self._sizes[0],
             max_size=self._sizes[1],
             statement_cache_size=self._statement_cache,
-            timeout=CONNECT_SECONDS,
             connection_class=_Connection,
             init=_prepare,
             reset=_note_use,  # instead of a round trip: no statement leaves anything behind in its session
-            # every timestamp in an answer is in UTC; both settings pass through PgBouncer
-            server_settings={"application_name": "task-service", "timezone": "UTC"},
+            server_settings=settings,
         )
 
     async def _connect_later(self) -> None:
@@ -274,7 +258,7 @@ class Pool:
             await asyncio.sleep(1)
             try:
                 await self._connect()
-                log.warning("the database is back")
+                log.warning("the database is back: %s", self._address)
             except (*LOST, asyncpg.PostgresError) as error:
                 log.debug("the database is still away: %s", _explain(error))
 
@@ -307,4 +291,6 @@ def _as_unavailable(error: BaseException) -> Unavailable:
         return Unavailable(f"{_explain(error)}. Is this a transaction-mode pooler? Set DB_STATEMENT_CACHE=0")
     if isinstance(error, BEHIND_SCHEMA):
         return SchemaBehind(f"{_explain(error)}. Run `python -m service migrate`")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return RightMissing(f"{error}: grant it to the user of DATABASE_URL")
     return Unavailable(_explain(error))
