@@ -58,6 +58,7 @@ LONGEST_WAIT = 3.0  # seconds; a call that would have to wait longer for its tur
 LOOK = 0.05  # seconds between two looks at what takes long
 REMEMBERED = 10_000  # lines that were dear when they were last used
 
+STOPPED = (asyncpg.QueryCanceledError, asyncpg.TransactionTimeoutError)
 TOO_LATE = "its turn would come, or came, too late"
 
 # Milliseconds that the current request has waited for the database; the log and Server-Timing tell them.
@@ -322,15 +323,16 @@ class Batches:
 
     def _sort_out(self, trip: _Trip, error: asyncpg.PostgresError) -> None:
         """Nothing has happened. Lets calls that travelled together go on alone; tells the one that is to blame."""
-        is_locked = isinstance(error, asyncpg.LockNotAvailableError)
-        if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW):
+        call, is_locked = trip.calls[0], isinstance(error, asyncpg.LockNotAvailableError)
+        may_be_repeated = isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError)
+        if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW) or (may_be_repeated and not call.is_suspect):
             self._take_back(trip)
         elif is_locked:
-            trip.calls[0].fail(Unavailable("somebody holds a lock on the user's account or task"))
-        elif isinstance(error, asyncpg.QueryCanceledError | asyncpg.TransactionTimeoutError):
-            trip.calls[0].fail(Unavailable(f"the database has stopped the statement: {error}"))
+            call.fail(Unavailable("somebody holds a lock on the user's account or task"))
+        elif may_be_repeated or isinstance(error, STOPPED):
+            call.fail(Unavailable(f"the database has stopped the statement: {error}"))
         else:
-            trip.calls[0].fail(error)
+            call.fail(error)
 
     def _take_back(self, trip: _Trip) -> None:
         """Puts the calls back where they were, to go on in the next lane."""

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from service import queries
+from service.address import parse_address
 from service.batches import ALIKE, FULL, LARGEST, Batches, Statement, waited
 from service.database import Pool, Unavailable
 from service.models import TaskCreate, TaskUpdate
@@ -25,7 +26,7 @@ class WatchedPool(Pool):
 
     def __init__(self, url: str) -> None:
         settings = make_settings(url)
-        super().__init__(url, settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+        super().__init__(parse_address(url), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
         self.sizes: list[int] = []
 
     async def run(self, sql: str, executions: Any) -> Any:
@@ -37,7 +38,7 @@ class WatchedPool(Pool):
 def url(database_url: str) -> Iterator[str]:
     """A database of these tests' own, since they close connections that others would miss."""
     with empty_database(database_url) as own:
-        migrate(own)
+        migrate(parse_address(own))
         yield own
 
 
@@ -140,7 +141,7 @@ async def test_reads_do_not_wait_behind_writes_that_wait_for_a_lock(
 
 
 async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> None:
-    pool = Pool(url, 1, 1, 100)
+    pool = Pool(parse_address(url), 1, 1, 100)
     await pool.open()
     executions: list[Any] = [()]
     both = asyncio.gather(*(pool.run(f"select pg_sleep(0.1), {number} as number", executions) for number in (1, 2)))
@@ -152,16 +153,16 @@ async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> Non
 async def test_connections_beyond_the_least_are_closed_when_idle(
     url: str, other_connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = Pool(url, 2, 5, 100)
+    pool = Pool(parse_address(url), 2, 5, 100)
     await pool.open()
     executions: list[Any] = [()]
     await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
-    assert len(pool._at_hand) == 5
+    assert len(pool._idle) == 5
     pool.close_idle()
-    assert len(pool._at_hand) == 5, "they were in use just now"
-    monkeypatch.setattr("service.database.IDLE_SECONDS", -1)
+    assert len(pool._idle) == 5, "they were in use just now"
+    monkeypatch.setattr("service.database.CLOSE_IDLE_SECONDS", -1)
     pool.close_idle()
-    assert len(pool._at_hand) == 2
+    assert len(pool._idle) == 2
     monkeypatch.undo()
 
     async def two_are_open() -> bool:
@@ -169,7 +170,7 @@ async def test_connections_beyond_the_least_are_closed_when_idle(
 
     await eventually(two_are_open)
     await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
-    assert len(pool._at_hand) == 5, "there is room for others in their place"
+    assert len(pool._idle) == 5, "there is room for others in their place"
     await pool.close()
 
 
@@ -361,13 +362,14 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
 WRITER = """
 import asyncio, sys, time
 from service import queries
+from service.address import parse_address
 from service.batches import Batches, waited
 from service.database import Pool
 from service.models import TaskCreate, TaskUpdate
 
 async def main(url, prefix, order):
     users = [f"{prefix}-{number}" for number in range(20)][::order]
-    db = Batches(Pool(url, 5, 15, 100))
+    db = Batches(Pool(parse_address(url), 5, 15, 100))
     await db.open()
     waited.set([])
     ids = {user: TaskCreate(title="x") for user in users}

@@ -11,6 +11,7 @@ import httpx
 import psycopg
 import pytest
 
+from service.address import parse_address
 from service.schema import migrate
 from tests.conftest import Served, empty_database, serving, wait_until
 from tests.processes import Client, Postgres, external, own_folder, run_service, stop
@@ -27,7 +28,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def postgres(folder: Path) -> Postgres:
     postgres = Postgres(folder)
-    migrate(postgres.url)
+    migrate(parse_address(postgres.url))
     return postgres
 
 

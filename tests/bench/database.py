@@ -13,6 +13,7 @@ import jwt
 import psycopg
 from psycopg import sql
 
+from service.address import parse_address
 from service.schema import migrate
 from tests.bench.processes import free_port
 
@@ -118,7 +119,7 @@ def seed(server: Server, database: str, users: int) -> str:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
     url = server.url(database)
-    migrate(url)
+    migrate(parse_address(url))
     values = {"first": FIRST_USER, "users": users, "each": TASKS_EACH}
     with psycopg.connect(url) as connection:
         connection.execute(SEED_ACCOUNTS, values)

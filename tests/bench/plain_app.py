@@ -1,5 +1,6 @@
 """The service with one plain `fetchval` a request in the place of its own way to the database."""
 
+import os
 from typing import Any
 
 import asyncpg
@@ -50,7 +51,7 @@ def application() -> Starlette:
     settings = load()
     log.set_up(settings.log_level, settings.log_format)
     app = create_app(settings)
-    app.state.db = PlainDatabase(settings.url())
+    app.state.db = PlainDatabase(os.environ["DATABASE_URL"])
     return app
 
 
