@@ -215,8 +215,8 @@ class Pool:
     def _complain(self, complaint: str) -> None:
         self._retry_at = self._loop.time() + RETRY_SECONDS
         if complaint != self._complaint:  # once for each cause, not at every try
-            what = f"takes no more than {self._open} connections" if self._open else "is away"
-            log.warning("the database %s, trying again every second: %s: %s", what, self._address, complaint)
+            what = "refuses a further connection; the service works with those it has" if self._open else "is away"
+            log.warning("the database %s; trying again every second: %s: %s", what, self._address, complaint)
             self._complaint = complaint
 
     async def _wait(self) -> None:
