@@ -92,12 +92,18 @@ class Transaction(Statement):
 class _Line:
     """The calls of one user that read, or that write, in their order."""
 
-    key: tuple[bool, Any]
+    user: Any
     calls: "deque[_Call]" = field(default_factory=deque)
     cost: float = CHEAP  # seconds that one of them takes, as far as is known
     lane: int = SHARED
     place: int = 0  # among the lines that wait
     is_under_way: bool = False
+
+    def note_cost(self, seconds: float) -> None:
+        """Notes what one of the calls has taken, and chooses the lane for the next one."""
+        seconds = max(seconds, self.cost / FORGIVEN)
+        self.cost = seconds if seconds > WORTH_NOTING else CHEAP
+        self.lane = SHARED if self.cost < TOGETHER else ALONE if self.cost < SOON else SLOW
 
 
 @dataclass(slots=True, eq=False)
@@ -110,61 +116,121 @@ class _Call:
     waits: list[float]  # the request's
     is_suspect: bool = False  # it was taken back once, and goes on alone
 
-    def goes_with(self, statement: Statement) -> bool:
-        """Returns whether it may share a round trip of this statement."""
-        return self.statement is statement and not self.is_suspect
-
-    def succeed(self, row: Any) -> None:
-        """Gives the caller the row, unless it has an answer or has gone."""
+    def end(self, row: Any, error: BaseException | None = None) -> None:
+        """Gives the caller the row or the error, unless it has an answer or has gone."""
         if not self.answer.done():
             self.waits.append((time.monotonic() - self.started) * 1000)
-            self.answer.set_result(row)
+            if error is None:
+                self.answer.set_result(row)
+            else:
+                self.answer.set_exception(error)
 
-    def fail(self, error: BaseException) -> None:
-        """Tells the caller what went wrong, unless it has an answer or has gone."""
-        if not self.answer.done():
-            self.waits.append((time.monotonic() - self.started) * 1000)
-            self.answer.set_exception(error)
+    def refuse(self, reason: str) -> None:
+        """Tells the caller that there will be no answer."""
+        self.end(None, Unavailable(reason))
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The lines that wait for round trips of one kind, by the statement of their next call."""
-
     width: int  # round trips at once
-    queues: dict[Statement, deque[_Line]] = field(default_factory=dict)
+    queues: dict[Statement, deque[_Line]] = field(default_factory=dict)  # lines, by the statement of their next call
     waiting: int = 0  # lines
     under_way: int = 0  # round trips
-
-    def add(self, line: _Line) -> None:
-        """Lets the line wait, behind the others."""
-        statement = line.calls[0].statement
-        if (queue := self.queues.get(statement)) is None:
-            queue = self.queues[statement] = deque()
-        queue.append(line)
-        self.waiting += 1
 
     def first(self) -> deque[_Line]:
         """Returns the queue whose first line has waited longest. Raises ValueError when none is waiting."""
         return min((queue for queue in self.queues.values() if queue), key=_place)
 
-    def pop(self, queue: deque[_Line]) -> _Line:
-        """Returns the first line of the queue, which waits no longer."""
-        self.waiting -= 1
-        return queue.popleft()
+
+class _Side:
+    """All lines that read, or all that write, and the lanes in which they wait."""
+
+    def __init__(self, spare: int) -> None:
+        self.lanes = _Lane(ALIKE), _Lane(ALIKE), _Lane(spare)
+        self.lines: dict[Any, _Line] = {}  # by user: those that have calls
+        self._dear: dict[Any, _Line] = {}  # and those that were not cheap when they last had one
+        self._places = 0
+
+    def new_line(self, user: Any) -> _Line:
+        """Returns the line of a user who has none in use."""
+        line = self.lines[user] = self._dear.pop(user) if user in self._dear else _Line(user)
+        return line
+
+    def expected_wait(self, line: _Line) -> float:
+        """Returns the seconds until the turn of one more call: a round of the lane for each that is before it."""
+        lane = self.lanes[line.lane]
+        round_ = line.cost * lane.waiting / lane.width
+        return round_ + (len(line.calls) + line.is_under_way) * max(round_, line.cost)
+
+    def let_wait(self, line: _Line) -> None:
+        """Lets the line wait for its turn, behind the others."""
+        call = line.calls[0]
+        lane = self.lanes[max(line.lane, ALONE) if call.is_suspect else line.lane]
+        self._places += 1
+        line.place = self._places
+        if (queue := lane.queues.get(call.statement)) is None:
+            queue = lane.queues[call.statement] = deque()
+        queue.append(line)
+        lane.waiting += 1
+
+    def let_go(self, line: _Line) -> None:
+        """Lets a line whose turn is over wait for its next one, or forgets it."""
+        line.is_under_way = False
+        if line.calls:
+            self.let_wait(line)
+            return
+        del self.lines[line.user]
+        if line.cost > CHEAP or line.lane != SHARED:
+            self._dear[line.user] = line
+            if len(self._dear) > REMEMBERED:
+                del self._dear[next(iter(self._dear))]  # the one that was used longest ago
+
+    def take(self, number: int) -> "_Trip | None":
+        """Returns the next round trip of this lane: a call of each line, then more of the same lines if there is room.
+
+        None when all that could go came too late.
+        """
+        lane = self.lanes[number]
+        queue = lane.first()
+        statement = queue[0].calls[0].statement
+        is_shared = number == SHARED and not isinstance(statement, Transaction)
+        room = min(LARGEST, max(FULL, len(queue) // ALIKE)) if is_shared else 1
+        now, budget = time.monotonic(), TOGETHER
+        calls: list[_Call] = []
+        lines: list[_Line] = []
+        while queue and len(calls) < room and (not calls or queue[0].cost <= budget):
+            line = queue.popleft()
+            lane.waiting -= 1
+            call = line.calls.popleft()
+            if now - call.started > LONGEST_WAIT or now - call.started + line.cost > DEADLINE:
+                call.refuse(TOO_LATE)
+            if call.answer.done():  # its caller may have gone, too
+                self.let_go(line)
+                continue
+            line.is_under_way = True
+            budget -= line.cost
+            calls.append(call)
+            lines.append(line)
+        for line in lines:
+            while line.calls and len(calls) < room and line.cost <= budget:
+                if line.calls[0].statement is not statement or line.calls[0].is_suspect:
+                    break
+                budget -= line.cost
+                calls.append(line.calls.popleft())
+        return _Trip(self, number, statement, calls, lines, now) if calls else None
 
 
 @dataclass(slots=True, eq=False)
 class _Trip:
     """A round trip that is under way."""
 
+    side: _Side
     lane: int
     statement: Statement
     calls: list[_Call]
+    lines: list[_Line]  # whose calls these are
     started: float
-    looks: int = (
-        0  # at it while it was under way; a busy event loop makes them fewer, and they count no time but its own
-    )
+    looks: int = 0  # of the watch; they are fewer when the event loop is busy, whose time does not count
     task: asyncio.Task[None] | None = None
 
     def longest(self) -> float:
@@ -173,6 +239,18 @@ class _Trip:
             return self.calls[0].started + DEADLINE - self.started
         return SUSPECTED if self.calls[0].is_suspect else SOON
 
+    def take_back(self) -> None:
+        """Puts the calls back where they were, to go on in the next lane."""
+        calls, lines = self.calls, self.lines
+        self.calls, self.lines = [], []
+        for call in reversed(calls):
+            call.line.calls.appendleft(call)
+            call.is_suspect = True
+        if len(calls) == 1:
+            lines[0].lane = SLOW
+        for line in lines:
+            self.side.let_go(line)
+
 
 class Batches:
     """The calls that wait, and those that are under way."""
@@ -180,11 +258,8 @@ class Batches:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         spare = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and dear statements must not take every connection
-        self._lanes = {writes: (_Lane(ALIKE), _Lane(ALIKE), _Lane(spare)) for writes in (False, True)}
-        self._lines: dict[tuple[bool, Any], _Line] = {}  # those that have calls
-        self._dear: dict[tuple[bool, Any], _Line] = {}  # and those that were not cheap when they last had one
+        self._sides = _Side(spare), _Side(spare)  # of reads, and of writes
         self._trips: set[_Trip] = set()
-        self._places = 0
         self._round_trip = TOGETHER  # seconds that the cheapest of the latest round trips took
         self._answered = 0.0  # when the database answered last; time.monotonic()
         self._lag = 0.0  # seconds that whatever happens waits for a busy event loop
@@ -210,78 +285,41 @@ class Batches:
         That raises Unavailable when the database does not answer within DEADLINE, or cannot be expected to, and
         asyncpg.PostgresError for what the statement itself did wrong.
         """
-        key = statement.writes, arguments[0] if arguments else None
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = self._dear.pop(key) if key in self._dear else _Line(key)
+        side = self._sides[statement.writes]
+        user = arguments[0] if arguments else None
+        line = side.lines.get(user) or side.new_line(user)
         call = _Call(line, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
-        if self._expected_wait(line) > LONGEST_WAIT:
-            call.fail(Unavailable(TOO_LATE))
+        if (line.is_under_way or line.cost > CHEAP) and side.expected_wait(line) > LONGEST_WAIT:
+            call.refuse(TOO_LATE)
             if not line.calls and not line.is_under_way:
-                self._let_go(line)
+                side.let_go(line)
             return call.answer
         line.calls.append(call)
-        if len(line.calls) == 1 and not line.is_under_way:
-            self._let_wait(line)
+        if not line.is_under_way and len(line.calls) == 1:
+            side.let_wait(line)
             if not self._is_scheduled:
                 self._is_scheduled = True
                 self._loop.call_soon(self._send)
         return call.answer
 
-    def _expected_wait(self, line: _Line) -> float:
-        """Returns the seconds until the turn of one more call: a round of the lane for each that is before it."""
-        lane = self._lanes[line.key[0]][line.lane]
-        round_ = line.cost * lane.waiting / lane.width
-        return round_ + (len(line.calls) + line.is_under_way) * max(round_, line.cost)
-
-    def _let_wait(self, line: _Line) -> None:
-        self._places += 1
-        line.place = self._places
-        lane = max(line.lane, ALONE) if line.calls[0].is_suspect else line.lane
-        self._lanes[line.key[0]][lane].add(line)
-
     def _send(self) -> None:
         self._is_scheduled = False
         for number in (SHARED, ALONE, SLOW):
-            lanes = [lanes[number] for lanes in self._lanes.values()]
-            while ready := [(lane, lane.first()) for lane in lanes if lane.waiting and self._has_room(lane, number)]:
-                lane, queue = min(ready, key=lambda found: _place(found[1]))
-                if calls := self._take(lane, queue, number):
-                    lane.under_way += 1
-                    trip = _Trip(number, calls[0].statement, calls, time.monotonic())
+            while (side := self._next_side(number)) is not None:
+                if (trip := side.take(number)) is not None:
+                    side.lanes[number].under_way += 1
                     self._trips.add(trip)
                     self._loop.create_task(self._run(trip))  # the loop keeps it until it begins, and then the trip does
 
-    def _has_room(self, lane: _Lane, number: int) -> bool:
-        if number == SHARED and sum(lanes[SHARED].under_way for lanes in self._lanes.values()) >= IN_FLIGHT:
-            return False
-        return lane.under_way < lane.width
-
-    def _take(self, lane: _Lane, queue: deque[_Line], number: int) -> list[_Call]:
-        """Returns the calls of the next round trip: one of each line, then more of the same lines if there is room."""
-        statement = queue[0].calls[0].statement
-        is_shared = number == SHARED and not isinstance(statement, Transaction)
-        room = min(LARGEST, max(FULL, len(queue) // ALIKE)) if is_shared else 1
-        now = time.monotonic()
-        budget = TOGETHER
-        calls: list[_Call] = []
-        while queue and len(calls) < room and (not calls or queue[0].cost <= budget):
-            line = lane.pop(queue)
-            call = line.calls.popleft()
-            if now - call.started > min(LONGEST_WAIT, DEADLINE - line.cost):
-                call.fail(Unavailable(TOO_LATE))
-            if call.answer.done():  # late, or its caller has gone
-                self._let_go(line)
-                continue
-            line.is_under_way = True
-            budget -= line.cost
-            calls.append(call)
-        for call in calls[:]:
-            line = call.line
-            while len(calls) < room and line.calls and line.calls[0].goes_with(statement) and line.cost <= budget:
-                budget -= line.cost
-                calls.append(line.calls.popleft())
-        return calls
+    def _next_side(self, number: int) -> _Side | None:
+        """Returns the side which has room in this lane for a line that waits; of both, where one has waited longer."""
+        lanes = [side.lanes[number] for side in self._sides]
+        if number == SHARED and lanes[False].under_way + lanes[True].under_way >= IN_FLIGHT:
+            return None
+        reads, writes = (lane.waiting and lane.under_way < lane.width for lane in lanes)
+        if reads and writes:
+            reads = _place(lanes[False].first()) <= _place(lanes[True].first())
+        return self._sides[False] if reads else self._sides[True] if writes else None
 
     async def _run(self, trip: _Trip) -> None:
         trip.task = asyncio.current_task()  # not before: one that is cancelled before it begins never gets to its end
@@ -291,18 +329,18 @@ class Batches:
             self._sort_out(trip, error)
         except BaseException as error:
             for call in trip.calls:
-                call.fail(error)
+                call.end(None, error)
             if not isinstance(error, Unavailable):
                 raise
         else:
             self._learn(trip, rows)
             for call, row in zip(trip.calls, rows, strict=True):
-                call.succeed(row)
+                call.end(row)
         finally:
             self._trips.remove(trip)
-            self._lanes[trip.statement.writes][trip.lane].under_way -= 1
-            for line in {call.line for call in trip.calls}:
-                self._let_go(line)
+            trip.side.lanes[trip.lane].under_way -= 1
+            for line in trip.lines:
+                trip.side.let_go(line)
             self._send()
 
     async def _rows(self, trip: _Trip) -> Sequence[Any]:
@@ -326,36 +364,13 @@ class Batches:
         call, is_locked = trip.calls[0], isinstance(error, asyncpg.LockNotAvailableError)
         may_be_repeated = isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError)
         if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW) or (may_be_repeated and not call.is_suspect):
-            self._take_back(trip)
+            trip.take_back()
         elif is_locked:
-            call.fail(Unavailable("somebody holds a lock on the user's account or task"))
+            call.refuse("somebody holds a lock on the user's account or task")
         elif may_be_repeated or isinstance(error, STOPPED):
-            call.fail(Unavailable(f"the database has stopped the statement: {error}"))
+            call.refuse(f"the database has stopped the statement: {error}")
         else:
-            call.fail(error)
-
-    def _take_back(self, trip: _Trip) -> None:
-        """Puts the calls back where they were, to go on in the next lane."""
-        calls, trip.calls = trip.calls, []
-        for call in reversed(calls):
-            call.line.calls.appendleft(call)
-            call.is_suspect = True
-        if len(calls) == 1:
-            calls[0].line.lane = SLOW
-        for line in {call.line for call in calls}:
-            self._let_go(line)
-
-    def _let_go(self, line: _Line) -> None:
-        """Lets a line that is no longer under way wait for its next turn, or forgets it."""
-        line.is_under_way = False
-        if line.calls:
-            self._let_wait(line)
-            return
-        del self._lines[line.key]
-        if line.cost > CHEAP or line.lane != SHARED:
-            self._dear[line.key] = line
-            if len(self._dear) > REMEMBERED:
-                del self._dear[next(iter(self._dear))]  # the one that was used longest ago
+            call.end(None, error)
 
     def _learn(self, trip: _Trip, rows: Sequence[Any]) -> None:
         """Notes what the calls cost: what was more than a round trip, in shares as large as their answers."""
@@ -363,13 +378,14 @@ class Batches:
         seconds = self._answered - trip.started
         self._round_trip = min(self._round_trip, seconds)
         work = seconds - self._round_trip - 2 * self._lag
-        if len(rows) > 1 and work < TOGETHER:
-            shares = [0.0] * len(rows)
+        if work >= TOGETHER or len(rows) == 1:
+            sizes = [_size(row) for row in rows]
+            for call, size in zip(trip.calls, sizes, strict=True):
+                call.line.note_cost(work * size / sum(sizes))
         else:
-            sizes = [1] if len(rows) == 1 else [_size(row) for row in rows]
-            shares = [work * size / sum(sizes) for size in sizes]
-        for call, share in zip(trip.calls, shares, strict=True):
-            _note_cost(call.line, share)
+            for line in trip.lines:
+                if line.cost > CHEAP:
+                    line.note_cost(0)
 
     async def _watch_the_clock(self) -> None:
         now = time.monotonic()
@@ -378,41 +394,38 @@ class Batches:
             before, now = now, time.monotonic()
             self._lag = max(now - before - LOOK, self._lag / 2)
             self._round_trip = min(self._round_trip * 1.02, TOGETHER)  # so that a way which became longer is found out
-            for line in self._lines.values():
-                _fail_late(line.calls, now, "no connection came free in time")
+            for side in self._sides:
+                for line in side.lines.values():
+                    _refuse_late(line.calls, now, "no connection came free in time")
             for trip in [*self._trips]:
-                _fail_late(trip.calls, now, "no answer in time")
-                if all(call.answer.done() for call in trip.calls):  # nobody waits for it any more; the server is told
-                    self._give_up(trip, now)
-                elif trip.lane != SLOW and not trip.statement.writes and trip.looks * LOOK > trip.longest():
-                    self._give_up(trip, now)
-                    self._take_back(trip)
-                trip.looks += 1
+                self._look_at(trip, now)
             self._send()
             self._pool.close_idle()
 
-    def _give_up(self, trip: _Trip, now: float) -> None:
-        if len(trip.calls) == 1 and not trip.statement.writes and self._answered > trip.started:
-            _note_cost(trip.calls[0].line, now - trip.started)  # it is dear: the database answers others
+    def _look_at(self, trip: _Trip, now: float) -> None:
+        """Cancels what nobody waits for any more, and takes back what goes on in the next lane."""
+        _refuse_late(trip.calls, now, "no answer in time")
+        is_done = all(call.answer.done() for call in trip.calls)
+        is_read = not trip.statement.writes
+        trip.looks += 1
+        if not is_done and not (is_read and trip.lane != SLOW and trip.looks * LOOK > trip.longest()):
+            return
+        if is_read and len(trip.calls) == 1 and self._answered > trip.started:
+            trip.lines[0].note_cost(now - trip.started)  # it is dear: the database answers others
         if trip.task is not None and not trip.task.cancelling():
-            trip.task.cancel()
+            trip.task.cancel()  # the server is told
+        if not is_done:
+            trip.take_back()
 
 
 def _place(queue: deque[_Line]) -> int:
     return queue[0].place
 
 
-def _fail_late(calls: Iterable[_Call], now: float, message: str) -> None:
+def _refuse_late(calls: Iterable[_Call], now: float, reason: str) -> None:
     for call in calls:
         if now - call.started > DEADLINE:
-            call.fail(Unavailable(message))
-
-
-def _note_cost(line: _Line, seconds: float) -> None:
-    """Notes what one of the line's calls has taken, and chooses the lane for the next one."""
-    seconds = max(seconds, line.cost / FORGIVEN)
-    line.cost = seconds if seconds > WORTH_NOTING else CHEAP
-    line.lane = SHARED if line.cost < TOGETHER else ALONE if line.cost < SOON else SLOW
+            call.refuse(reason)
 
 
 def _size(row: Any) -> int:
