@@ -22,6 +22,7 @@ LEEWAY = 10  # seconds that the issuer's clock and ours may differ
 REMEMBERED = 10_000  # tokens
 REMEMBERED_BYTES = 2048  # of the longest that is: together they take 20 MiB at most
 USER_ID_LENGTH = 255
+TOKEN_BYTES = 8192  # of the longest that is looked at: whoever has none can send any
 
 
 class UnknownKey(Problem):
@@ -67,6 +68,8 @@ class Tokens:
         scheme, _, token = authorization.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not token or " " in token:
             raise _refusal("Invalid authorization header format")
+        if len(token) > TOKEN_BYTES:
+            raise _refusal("Invalid token")
         claims = self._verified(token)
         subject = claims.get("sub")
         if not isinstance(subject, str) or not subject:

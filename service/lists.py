@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any, get_args
 from urllib.parse import parse_qsl, quote, urlencode
 
-from service.errors import Invalid, Problem, invalid, shown
+from service.errors import Invalid, Wrong, cut, guess, invalid, shown
 from service.models import UUID, Priority, Status, Task
 
 Json = dict[str, Any]
@@ -185,33 +185,44 @@ PARAMETERS: dict[str, Parameter] = {
 
 def read_search(query_string: bytes, user_id: str) -> Search:
     """Returns what the query string asks for; raises Problem, a 422 with everything that is wrong."""
-    pairs = _pairs(query_string)
     values: dict[str, Any] = {}
-    problems: list[Invalid] = []
-    for name, text in dict(pairs).items():
-        problem = _general_problem(name, text, sum(other == name for other, _ in pairs))
+    problems: list[tuple[str, str, str]] = []  # name, message and type; of an unknown one the message is yet to be made
+    for name, texts in sent_parameters(query_string).items():
+        problem = _general_problem(name, texts[-1], len(texts))
         if problem is None:
             try:
-                values[name] = PARAMETERS[name].read(text)
+                values[name] = PARAMETERS[name].read(texts[-1])
             except ValueError as error:
-                problem = f"Input should be {error}, not {shown(text)}", "invalid"
+                problem = f"Input should be {error}, not {shown(texts[-1])}", "invalid"
         if problem is not None:
-            problems.append(Invalid(loc=["query", name], msg=problem[0], type=problem[1]))
+            problems.append((name, *problem))
     if problems:
-        raise Problem(422, problems)
+        raise Wrong(map(_entry, problems), len(problems))
     search = Search(**values)
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
 
 
-def _pairs(query_string: bytes) -> list[tuple[str, str]]:
+def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
+    """Returns the values of each parameter that the query string names."""
     # what is no UTF-8 becomes surrogates, which nothing else can become
-    return parse_qsl(query_string.decode("utf-8", "surrogateescape"), keep_blank_values=True, errors="surrogateescape")
+    text = query_string.decode("utf-8", "surrogateescape")
+    found: dict[str, list[str]] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _entry(problem: tuple[str, str, str]) -> Invalid:
+    name, message, type_ = problem
+    if type_ == "extra":
+        message = f"Unknown parameter{guess(name, PARAMETERS)}; a list knows {', '.join(PARAMETERS)}"
+    return Invalid(loc=["query", cut(name)], msg=message, type=type_)
 
 
 def _general_problem(name: str, text: str, times: int) -> tuple[str, str] | None:
     """Returns message and type of what is wrong whatever the parameter, or None."""
     if name not in PARAMETERS:
-        return f"Unknown parameter; a list knows {', '.join(PARAMETERS)}", "extra"
+        return "", "extra"
     if times > 1:
         return f"Parameter should be given once, not {times} times", "repeated"
     if re.search("[\ud800-\udfff]", text):
@@ -234,8 +245,7 @@ def next_query(query_string: bytes, search: Search, user_id: str, last: Key) -> 
     """Returns the query string of the page that begins after this task."""
     key = json.dumps(last, ensure_ascii=False).encode()
     cursor = urlsafe_b64encode(_digest(search, user_id, key) + key).decode().rstrip("=")
-    pairs = [pair for pair in _pairs(query_string) if pair[0] != "cursor"]
-    return urlencode([*pairs, ("cursor", cursor)], quote_via=quote)
+    return urlencode(sent_parameters(query_string) | {"cursor": [cursor]}, doseq=True, quote_via=quote)
 
 
 def _digest(search: Search, user_id: str, key: bytes) -> bytes:

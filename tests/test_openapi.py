@@ -114,7 +114,7 @@ async def test_its_examples_work(document: dict[str, Any], user: User) -> None:
 
 
 async def test_the_documents_assets_are_all_here(client: httpx.AsyncClient) -> None:
-    page = (ROOT / "service" / "static" / "docs.html").read_text()
+    page = (ROOT / "service" / "docs.html").read_text()
     assets = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(assets) == 4
     for asset in assets:
