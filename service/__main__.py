@@ -2,10 +2,10 @@
 
 import argparse
 import asyncio
+import logging
 import multiprocessing
 import multiprocessing.process
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import jwt
 import psycopg
@@ -24,12 +23,14 @@ from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
 from service import embedded, log
+from service.address import Address, parse_address
 from service.app import create_app
 from service.batches import Batches
 from service.database import Pool, Unavailable
 from service.protocol import Protocol
+from service.psql import INSTALL, NoPsql, Psql, best_psql
 from service.purge import Purged, purge
-from service.schema import migrate
+from service.schema import Blocked, migrate
 from service.settings import Settings, SettingsError, load
 
 TOKEN_HOURS = 12
@@ -49,6 +50,10 @@ SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications ru
     "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
 }
 DEMO_USER = "demo"
+PASSWORDLESS = "\nDATABASE_URL has no password; PGPASSWORD and ~/.pgpass are not read"
+PSQL_LOST = 2  # psql's exit status when the connection failed or went away
+
+_log = logging.getLogger(__name__)
 
 
 class Failure(Exception):
@@ -68,10 +73,8 @@ def main() -> None:
         sys.exit(arguments.run(settings, arguments))
     except SettingsError as error:
         sys.exit(f"The settings are not right (environment or .env):\n{_indented(str(error))}")
-    except (embedded.Unusable, Failure) as error:
+    except (embedded.Unusable, Failure, Blocked, NoPsql) as error:
         sys.exit(str(error))
-    except psycopg.Error as error:
-        sys.exit(f"The database refuses: {error}")
 
 
 def application() -> Starlette:
@@ -86,9 +89,9 @@ def application() -> Starlette:
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or Ctrl+C."""
     log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as url, _listening_socket(settings) as listener:
+    with _database(settings) as address, _listening_socket(settings) as listener:
         if settings.database_url is None:
-            migrate(url)
+            migrate(address)
         config = uvicorn.Config(
             "service.__main__:application",
             factory=True,
@@ -105,8 +108,8 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
     """Applies the migrations that are not applied yet, and says which."""
-    with _database(settings) as url:
-        applied = migrate(url)
+    with _database(settings) as address:
+        applied = migrate(address)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the schema is current")
     return 0
 
@@ -114,11 +117,11 @@ def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
 def run_purge(settings: Settings, arguments: argparse.Namespace) -> int:
     """Erases old trash and old keys of retries, and says how many."""
     log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as url:
+    with _database(settings) as address:
         try:
-            purged = asyncio.run(_purge(settings, url, arguments.days))
+            purged = asyncio.run(_purge(settings, address, arguments.days))
         except Unavailable as error:
-            raise Failure(f"The database does not answer: {error}") from None
+            raise Failure(f"The database {address} does not answer: {error}") from None
     print(
         f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
         f" and {_counted(purged.keys, 'retry key')}"
@@ -135,14 +138,17 @@ def run_token(settings: Settings, arguments: argparse.Namespace) -> int:
 def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
     """Runs psql on the service's database; returns its exit status."""
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl+C is for psql, which cancels its query
-    psql = None if settings.database_url is None else shutil.which("psql")
-    with _database(settings) as url:
+    with _database(settings) as address:
+        psql = Psql(embedded.PSQL, (), False) if settings.database_url is None else best_psql(address, embedded.PSQL)
         # the password goes through the environment: a command line is there for every user of the machine to read
-        return subprocess.call([psql or embedded.PSQL, *arguments.arguments], env=os.environ | libpq_environment(url))  # noqa: S603
+        status = subprocess.call([psql.path, *arguments.arguments], env=os.environ | address.for_psql())  # noqa: S603
+    if status == PSQL_LOST and address.may_need_tls and not psql.has_tls:
+        print(f"{psql.path} has no TLS. If that is what the server misses, {INSTALL}", file=sys.stderr)
+    return status
 
 
-async def _purge(settings: Settings, url: str, days: int) -> Purged:
-    db = Batches(Pool(url, 1, 1, settings.db_statement_cache))
+async def _purge(settings: Settings, address: Address, days: int) -> Purged:
+    db = Batches(Pool(address, 1, 1, settings.db_statement_cache))
     await db.open()
     try:
         return await purge(db, days)
@@ -191,12 +197,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    if settings.database_url is None:
-        with embedded.running() as url:
-            yield url
-    else:
-        yield settings.url()
+def _database(settings: Settings) -> Iterator[Address]:
+    """Yields the database's address, and says once what of DATABASE_URL is not kept. Raises Failure when it refuses."""
+    with ExitStack() as stack:
+        if (address := settings.database_url) is None:
+            address = parse_address(stack.enter_context(embedded.running()))
+        if address.ignored:
+            _log.warning("DATABASE_URL has options of other tools, which are ignored: %s", ", ".join(address.ignored))
+        if address.options.get("channel_binding") == "require":
+            _log.warning(
+                "channel_binding=require holds for migrate and psql; the pool's asyncpg knows no channel binding"
+            )
+        try:
+            yield address
+        except psycopg.Error as error:
+            hint = PASSWORDLESS if address.password is None and "no password" in str(error) else ""
+            raise Failure(f"The database {address} refuses: {str(error).strip()}{hint}") from None
 
 
 @contextmanager
@@ -242,23 +258,6 @@ def _token(settings: Settings, user: str) -> str:
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience
     return jwt.encode(claims, settings.secret, algorithm="HS256")
-
-
-def libpq_environment(url: str) -> dict[str, str]:
-    """Returns the URL's parts as the variables that psql reads."""
-    parts = urlsplit(url)
-    found = {
-        "PGHOST": parts.hostname,
-        "PGPORT": str(parts.port) if parts.port else None,
-        "PGUSER": unquote(parts.username or ""),
-        "PGPASSWORD": unquote(parts.password or ""),
-        "PGDATABASE": unquote(parts.path[1:]),
-    }
-    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-    names |= {"connect_timeout": "PGCONNECT_TIMEOUT", "application_name": "PGAPPNAME"}
-    for name, value in parse_qsl(parts.query):
-        found[names.get(name, "PG" + name.replace("_", "").upper())] = value
-    return {name: value for name, value in found.items() if value}
 
 
 def _indented(text: str) -> str:

@@ -26,6 +26,7 @@ def create_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await app.state.db.open()
+        await health.report(app.state.db)
         async with published.kept_fresh() if published else nullcontext():
             gc.collect()
             gc.freeze()  # what is there now stays: the collector need not look through it again and again
@@ -39,6 +40,6 @@ def create_app(settings: Settings) -> Starlette:
     app.state.openapi = document(app.routes)
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience, published)
     app.state.db = Batches(
-        Pool(settings.url(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+        Pool(settings.address(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
     )
     return app

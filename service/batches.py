@@ -1,47 +1,65 @@
-"""How calls share a round trip.
+"""Which calls go to the database, when, and which of them share a round trip.
 
 Calls of the same statement that wait in the same turn of the event loop go to PostgreSQL together: one network round
 trip, one transaction, an execution and a row for each. A call that is alone leaves at once.
-What has to be right about it, and is:
+
+One idea keeps users out of each other's way: **a user's calls form a line, and the lines take turns.** A user has a
+line for reads and one for writes; a line has one round trip under way at a time. There are three lanes:
+
+- SHARED: cheap calls of many lines travel together, up to TOGETHER seconds of work in a round trip.
+- ALONE: a line whose calls are dearer than that has round trips of its own.
+- SLOW: so has a line whose calls do not end within SOON. Only here may a round trip last until the deadline.
+
+What is under way for longer than SOON in one of the first two lanes is taken back (a read is cancelled, a write waits
+no longer than that for a lock) and goes on in the next one: what travelled together goes on alone, where the guilty
+shows itself. So a large list, a dear search, a locked account and a statement that the server stops are one case: the
+user whose call it was waits for it, and the others lose SOON once. A line that is cheap again goes back.
+
+A call that cannot be in time is refused at once, so that under any load what is begun is also finished.
+
+What else has to be right about a shared round trip:
 
 - A batch of writes is sorted by user, so that two batches lock the users' accounts in the same order.
-- When an execution fails, the whole batch is rolled back; its calls are then run one by one, and only the guilty fails.
+- When an execution fails, the whole batch is rolled back; each of its calls is then run alone, and the guilty fails.
 - A connection that is lost while a write is under way leaves the outcome unknown: the caller is told so, and nothing
   is repeated. A read is repeated once.
-- Each statement has its own queue, and only some of the few batches in flight may be alike, so that cheap statements do
-  not wait behind a dear one, nor reads behind writes that wait for a lock; and one that takes long stops counting, so
-  that several dear ones at once hold up the rest for less than a second. The queue whose call is oldest is next.
-- A batch that meets a lock which somebody holds is rolled back after half a second, and its calls are run each alone;
-  from then on only the users whose account is locked wait, and their further writes are held back.
 - Every call ends within DEADLINE, whatever the database does.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakValueDictionary
 
 import asyncpg
 
 from service.database import Pool, Unavailable
 
+SHARED, ALONE, SLOW = range(3)
+
 # On two cores. A batch that PostgreSQL works on keeps it busy while Python makes the answers of another; with more of
 # them its processes take the processor from Python. Many small ones cost round trips, few large ones cost waiting.
-IN_FLIGHT = 3  # batches
-ALIKE = 2  # of those: of one statement, and of all that write
+IN_FLIGHT = 3  # shared round trips
+ALIKE = 2  # of those: that read, and that write; and as many that travel alone
 FULL = 16  # calls in a batch; when very many wait, each batch takes its share of them
 LARGEST = 64
-LARGE_BYTES = 256 * 1024  # of a list: about 700 tasks, which take PostgreSQL ten times as long as 50
-LARGE_LISTS = 10_000  # so many are remembered
+
+TOGETHER = 0.03  # seconds of work in a shared round trip; a list of 10,000 tasks alone takes as long
+CHEAP = 0.0003  # seconds that a call costs as long as nothing else is known
+WORTH_NOTING = TOGETHER / FULL  # a cost below that is as good as cheap
+FORGIVEN = 8  # a line's cost falls to this part of it with each cheaper call, so that who alternates is not forgiven
+SOON = 0.4  # seconds
+SUSPECTED = 0.1  # seconds for one that was taken back already: most have only travelled with the guilty
 DEADLINE = 4.5  # seconds from a call to its answer
-LOCK = 0.5  # seconds that calls which went together wait for a lock
-SLOW = 0.5  # seconds after which a batch no longer counts as in flight
-SLOW_BATCHES = 4  # of one statement; beyond them, slow ones count: dear statements must not take every connection
-TRANSACTIONS = 4  # at once, so that those that wait for a lock leave connections to the rest
-LOOK = 0.25  # seconds between two looks at what takes long
+LONGEST_WAIT = 3.0  # seconds; a call that would have to wait longer for its turn is refused
+LOOK = 0.05  # seconds between two looks at what takes long
+REMEMBERED = 10_000  # lines that were dear when they were last used
+
+STOPPED = (asyncpg.QueryCanceledError, asyncpg.TransactionTimeoutError)
+TOO_LATE = "its turn would come, or came, too late"
 
 # Milliseconds that the current request has waited for the database; the log and Server-Timing tell them.
 waited: ContextVar[list[float]] = ContextVar("waited")
@@ -59,14 +77,44 @@ class Statement:
     writes: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Transaction(Statement):
+    """A statement that is run several times in a transaction of its own, which begins with the statement `lock`.
+
+    Its arguments are the user, the executions, and a function that says of their rows whether anything is kept. What it
+    returns are these rows.
+    """
+
+    lock: str
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """The calls of one user that read, or that write, in their order."""
+
+    key: tuple[bool, Any]
+    calls: "deque[_Call]" = field(default_factory=deque)
+    cost: float = CHEAP  # seconds that one of them takes, as far as is known
+    lane: int = SHARED
+    place: int = 0  # among the lines that wait
+    is_under_way: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class _Call:
+    line: _Line
+    statement: Statement
     arguments: tuple[Any, ...]
-    answer: asyncio.Future[asyncpg.Record]
+    answer: asyncio.Future[Any]
     started: float  # time.monotonic()
     waits: list[float]  # the request's
+    is_suspect: bool = False  # it was taken back once, and goes on alone
 
-    def succeed(self, row: asyncpg.Record) -> None:
+    def goes_with(self, statement: Statement) -> bool:
+        """Returns whether it may share a round trip of this statement."""
+        return self.statement is statement and not self.is_suspect
+
+    def succeed(self, row: Any) -> None:
         """Gives the caller the row, unless it has an answer or has gone."""
         if not self.answer.done():
             self.waits.append((time.monotonic() - self.started) * 1000)
@@ -80,31 +128,50 @@ class _Call:
 
 
 @dataclass(slots=True, eq=False)
-class _Queue:
-    statement: Statement
-    waiting: list[_Call] = field(default_factory=list)
-    under_way: int = 0  # batches
-    slow: int = 0  # how many of those are
+class _Lane:
+    """The lines that wait for round trips of one kind, by the statement of their next call."""
 
-    def free(self, held_back: set[str]) -> list[_Call]:
-        """Returns the calls that may go, the oldest first: no writes of users who are held back."""
-        if not self.statement.writes or not held_back:
-            return self.waiting[:]
-        return [call for call in self.waiting if call.arguments[0] not in held_back]
+    width: int  # round trips at once
+    queues: dict[Statement, deque[_Line]] = field(default_factory=dict)
+    waiting: int = 0  # lines
+    under_way: int = 0  # round trips
 
-    def take(self, calls: list[_Call]) -> None:
-        """Takes these calls out; they wait no longer."""
-        sent = set(calls)
-        self.waiting = [call for call in self.waiting if call not in sent]
+    def add(self, line: _Line) -> None:
+        """Lets the line wait, behind the others."""
+        statement = line.calls[0].statement
+        if (queue := self.queues.get(statement)) is None:
+            queue = self.queues[statement] = deque()
+        queue.append(line)
+        self.waiting += 1
+
+    def first(self) -> deque[_Line]:
+        """Returns the queue whose first line has waited longest. Raises ValueError when none is waiting."""
+        return min((queue for queue in self.queues.values() if queue), key=_place)
+
+    def pop(self, queue: deque[_Line]) -> _Line:
+        """Returns the first line of the queue, which waits no longer."""
+        self.waiting -= 1
+        return queue.popleft()
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
-    queue: _Queue
+class _Trip:
+    """A round trip that is under way."""
+
+    lane: int
+    statement: Statement
     calls: list[_Call]
     started: float
-    is_slow: bool = False
+    looks: int = (
+        0  # at it while it was under way; a busy event loop makes them fewer, and they count no time but its own
+    )
     task: asyncio.Task[None] | None = None
+
+    def longest(self) -> float:
+        """Returns the seconds that it may last until it is taken back."""
+        if self.lane == SLOW:
+            return self.calls[0].started + DEADLINE - self.started
+        return SUSPECTED if self.calls[0].is_suspect else SOON
 
 
 class Batches:
@@ -112,14 +179,17 @@ class Batches:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._queues: dict[Statement, _Queue] = {}
-        self._under_way: set[_Batch] = set()
-        self._in_flight = {False: 0, True: 0}  # how many of those are not slow: of reads, and of writes
+        spare = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and dear statements must not take every connection
+        self._lanes = {writes: (_Lane(ALIKE), _Lane(ALIKE), _Lane(spare)) for writes in (False, True)}
+        self._lines: dict[tuple[bool, Any], _Line] = {}  # those that have calls
+        self._dear: dict[tuple[bool, Any], _Line] = {}  # and those that were not cheap when they last had one
+        self._trips: set[_Trip] = set()
+        self._places = 0
+        self._round_trip = TOGETHER  # seconds that the cheapest of the latest round trips took
+        self._answered = 0.0  # when the database answered last; time.monotonic()
+        self._lag = 0.0  # seconds that whatever happens waits for a busy event loop
         self._is_scheduled = False
-        self.large_lists: set[str] = set()  # the users whose list was large when it was last made
         self._watch: asyncio.Task[None] | None = None
-        self._transactions = asyncio.Semaphore(TRANSACTIONS)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # gone when nobody waits
         self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
@@ -134,174 +204,217 @@ class Batches:
             self._watch.cancel()
         await self._pool.close()
 
-    def fetch(self, statement: Statement, *arguments: Any) -> asyncio.Future[asyncpg.Record]:
+    def fetch(self, statement: Statement, *arguments: Any) -> asyncio.Future[Any]:
         """Runs the statement; its row is to be awaited.
 
-        That raises Unavailable when the database does not answer within DEADLINE, and asyncpg.PostgresError for what
-        the statement itself did wrong.
+        That raises Unavailable when the database does not answer within DEADLINE, or cannot be expected to, and
+        asyncpg.PostgresError for what the statement itself did wrong.
         """
-        queue = self._queues.get(statement)
-        if queue is None:
-            queue = self._queues[statement] = _Queue(statement)
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._send)
-        answer = self._loop.create_future()
-        queue.waiting.append(_Call(arguments, answer, time.monotonic(), waited.get()))
-        return answer
+        key = statement.writes, arguments[0] if arguments else None
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = self._dear.pop(key) if key in self._dear else _Line(key)
+        call = _Call(line, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
+        if self._expected_wait(line) > LONGEST_WAIT:
+            call.fail(Unavailable(TOO_LATE))
+            if not line.calls and not line.is_under_way:
+                self._let_go(line)
+            return call.answer
+        line.calls.append(call)
+        if len(line.calls) == 1 and not line.is_under_way:
+            self._let_wait(line)
+            if not self._is_scheduled:
+                self._is_scheduled = True
+                self._loop.call_soon(self._send)
+        return call.answer
 
-    def note_size(self, user_id: str, size: int) -> None:
-        """Remembers whether the user's list, of so many bytes, is large."""
-        if size < LARGE_BYTES:
-            self.large_lists.discard(user_id)
-        elif len(self.large_lists) < LARGE_LISTS:
-            self.large_lists.add(user_id)
+    def _expected_wait(self, line: _Line) -> float:
+        """Returns the seconds until the turn of one more call: a round of the lane for each that is before it."""
+        lane = self._lanes[line.key[0]][line.lane]
+        round_ = line.cost * lane.waiting / lane.width
+        return round_ + (len(line.calls) + line.is_under_way) * max(round_, line.cost)
 
-    async def transact(
-        self,
-        lock: Statement,
-        statement: Statement,
-        executions: Sequence[tuple[Any, ...]],
-        is_kept: Callable[[Sequence[asyncpg.Record]], bool],
-    ) -> Sequence[asyncpg.Record]:
-        """Locks the account of the user, who is the first argument of all, and runs the executions in their order.
-
-        Returns their rows. Everything is rolled back unless is_kept says of these that it stays. Raises Unavailable
-        when that is not done within DEADLINE, and asyncpg.PostgresError when an execution failed.
-        """
-        user_id = executions[0][0]
-        started = time.monotonic()
-        until = started + DEADLINE
-        try:
-            async with (
-                asyncio.timeout(DEADLINE),
-                self._turns.setdefault(user_id, asyncio.Lock()),  # a user who waits for himself takes no connection
-                self._transactions,
-            ):
-                patience = f"{max(1, int(1000 * (until - time.monotonic())))}ms"
-                return await self._pool.transact(lock.sql, (user_id, patience), statement.sql, executions, is_kept)
-        except TimeoutError:
-            raise Unavailable("no answer in time") from None
-        except asyncpg.LockNotAvailableError:
-            raise Unavailable("somebody holds a lock on the user's account or task") from None
-        finally:
-            waited.get().append((time.monotonic() - started) * 1000)
+    def _let_wait(self, line: _Line) -> None:
+        self._places += 1
+        line.place = self._places
+        lane = max(line.lane, ALONE) if line.calls[0].is_suspect else line.lane
+        self._lanes[line.key[0]][lane].add(line)
 
     def _send(self) -> None:
         self._is_scheduled = False
-        held_back = self._held_back()
-        ready = [(queue, calls) for queue in self._queues.values() if (calls := queue.free(held_back))]
-        for queue, calls in sorted(ready, key=_age):
-            while calls and self._has_room(queue):
-                size = min(LARGEST, max(FULL, len(calls) // ALIKE))
-                self._start(queue, calls[:size])
-                del calls[:size]
+        for number in (SHARED, ALONE, SLOW):
+            lanes = [lanes[number] for lanes in self._lanes.values()]
+            while ready := [(lane, lane.first()) for lane in lanes if lane.waiting and self._has_room(lane, number)]:
+                lane, queue = min(ready, key=lambda found: _place(found[1]))
+                if calls := self._take(lane, queue, number):
+                    lane.under_way += 1
+                    trip = _Trip(number, calls[0].statement, calls, time.monotonic())
+                    self._trips.add(trip)
+                    self._loop.create_task(self._run(trip))  # the loop keeps it until it begins, and then the trip does
 
-    def _held_back(self) -> set[str]:
-        """Returns the users whose further writes wait here, since one of theirs seems to wait for a lock."""
-        return {
-            call.arguments[0]
-            for batch in self._under_way
-            if batch.is_slow and batch.queue.statement.writes
-            for call in batch.calls
-            if not call.answer.done()
-        }
+    def _has_room(self, lane: _Lane, number: int) -> bool:
+        if number == SHARED and sum(lanes[SHARED].under_way for lanes in self._lanes.values()) >= IN_FLIGHT:
+            return False
+        return lane.under_way < lane.width
 
-    def _has_room(self, queue: _Queue) -> bool:
-        """Returns whether one more batch of this queue may go."""
-        return (
-            sum(self._in_flight.values()) < IN_FLIGHT
-            and queue.under_way - min(queue.slow, SLOW_BATCHES) < ALIKE
-            and (not queue.statement.writes or self._in_flight[True] < ALIKE)
-        )
+    def _take(self, lane: _Lane, queue: deque[_Line], number: int) -> list[_Call]:
+        """Returns the calls of the next round trip: one of each line, then more of the same lines if there is room."""
+        statement = queue[0].calls[0].statement
+        is_shared = number == SHARED and not isinstance(statement, Transaction)
+        room = min(LARGEST, max(FULL, len(queue) // ALIKE)) if is_shared else 1
+        now = time.monotonic()
+        budget = TOGETHER
+        calls: list[_Call] = []
+        while queue and len(calls) < room and (not calls or queue[0].cost <= budget):
+            line = lane.pop(queue)
+            call = line.calls.popleft()
+            if now - call.started > min(LONGEST_WAIT, DEADLINE - line.cost):
+                call.fail(Unavailable(TOO_LATE))
+            if call.answer.done():  # late, or its caller has gone
+                self._let_go(line)
+                continue
+            line.is_under_way = True
+            budget -= line.cost
+            calls.append(call)
+        for call in calls[:]:
+            line = call.line
+            while len(calls) < room and line.calls and line.calls[0].goes_with(statement) and line.cost <= budget:
+                budget -= line.cost
+                calls.append(line.calls.popleft())
+        return calls
 
-    def _start(self, queue: _Queue, calls: list[_Call]) -> None:
-        queue.take(calls)
-        queue.under_way += 1
-        self._in_flight[queue.statement.writes] += 1
-        batch = _Batch(queue, calls, time.monotonic())
-        self._under_way.add(batch)
-        self._loop.create_task(self._run(batch))  # the loop keeps it until it begins, and then the batch does
-
-    async def _run(self, batch: _Batch) -> None:
-        batch.task = asyncio.current_task()  # not before: one that is cancelled before it begins never gets to its end
+    async def _run(self, trip: _Trip) -> None:
+        trip.task = asyncio.current_task()  # not before: one that is cancelled before it begins never gets to its end
         try:
-            await self._answer(batch.queue.statement, batch.calls)
-        finally:
-            self._under_way.remove(batch)
-            batch.queue.under_way -= 1
-            if batch.is_slow:
-                batch.queue.slow -= 1
-            else:
-                self._in_flight[batch.queue.statement.writes] -= 1
-            self._send()
-
-    async def _answer(self, statement: Statement, calls: list[_Call]) -> None:
-        if statement.writes:
-            calls.sort(key=lambda call: call.arguments[0])  # one order of locks for all
-        try:
-            rows = await self._rows(statement, self._executions(statement, calls))
+            rows = await self._rows(trip)
         except asyncpg.PostgresError as error:
-            await self._sort_out(statement, calls, error)
+            self._sort_out(trip, error)
         except BaseException as error:
-            _fail(calls, error)
+            for call in trip.calls:
+                call.fail(error)
             if not isinstance(error, Unavailable):
                 raise
         else:
-            for call, row in zip(calls, rows, strict=True):
+            self._learn(trip, rows)
+            for call, row in zip(trip.calls, rows, strict=True):
                 call.succeed(row)
+        finally:
+            self._trips.remove(trip)
+            self._lanes[trip.statement.writes][trip.lane].under_way -= 1
+            for line in {call.line for call in trip.calls}:
+                self._let_go(line)
+            self._send()
 
-    async def _sort_out(self, statement: Statement, calls: list[_Call], error: asyncpg.PostgresError) -> None:
-        """Nothing has happened: tells the call that is to blame, or finds it by running each alone."""
-        is_locked = isinstance(error, asyncpg.LockNotAvailableError)
-        if len(calls) == 1:
-            _fail(calls, Unavailable("somebody holds a lock on the user's account or task") if is_locked else error)
+    async def _rows(self, trip: _Trip) -> Sequence[Any]:
+        sql, calls = trip.statement.sql, trip.calls
+        if not trip.statement.writes:
+            executions = [call.arguments for call in calls]
+            try:
+                return await self._pool.run(sql, executions)
+            except Unavailable:
+                return await self._pool.run(sql, executions)
+        calls.sort(key=lambda call: call.arguments[0])  # one order of locks for all
+        lock_timeout = f"{max(1, int(1000 * trip.longest()))}ms"
+        if isinstance(trip.statement, Transaction):
+            user_id, executions, is_kept = calls[0].arguments
+            lock = trip.statement.lock, (user_id, lock_timeout)
+            return [await self._pool.transact(*lock, sql, executions, is_kept)]
+        return await self._pool.run(sql, [(*call.arguments, lock_timeout) for call in calls])
+
+    def _sort_out(self, trip: _Trip, error: asyncpg.PostgresError) -> None:
+        """Nothing has happened. Lets calls that travelled together go on alone; tells the one that is to blame."""
+        call, is_locked = trip.calls[0], isinstance(error, asyncpg.LockNotAvailableError)
+        may_be_repeated = isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError)
+        if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW) or (may_be_repeated and not call.is_suspect):
+            self._take_back(trip)
         elif is_locked:
-            await asyncio.gather(*(self._answer(statement, [call]) for call in calls))  # one of them will wait
+            call.fail(Unavailable("somebody holds a lock on the user's account or task"))
+        elif may_be_repeated or isinstance(error, STOPPED):
+            call.fail(Unavailable(f"the database has stopped the statement: {error}"))
         else:
-            for call in calls:
-                await self._answer(statement, [call])
+            call.fail(error)
 
-    def _executions(self, statement: Statement, calls: list[_Call]) -> list[tuple[Any, ...]]:
-        if not statement.writes:
-            return [call.arguments for call in calls]
-        left = calls[0].started + DEADLINE - time.monotonic()
-        patience = f"{max(1, int(1000 * (left if len(calls) == 1 else LOCK)))}ms"
-        return [(*call.arguments, patience) for call in calls]
+    def _take_back(self, trip: _Trip) -> None:
+        """Puts the calls back where they were, to go on in the next lane."""
+        calls, trip.calls = trip.calls, []
+        for call in reversed(calls):
+            call.line.calls.appendleft(call)
+            call.is_suspect = True
+        if len(calls) == 1:
+            calls[0].line.lane = SLOW
+        for line in {call.line for call in calls}:
+            self._let_go(line)
 
-    async def _rows(self, statement: Statement, executions: list[tuple[Any, ...]]) -> Any:
-        try:
-            return await self._pool.run(statement.sql, executions)
-        except Unavailable:
-            if statement.writes:
-                raise
-            return await self._pool.run(statement.sql, executions)
+    def _let_go(self, line: _Line) -> None:
+        """Lets a line that is no longer under way wait for its next turn, or forgets it."""
+        line.is_under_way = False
+        if line.calls:
+            self._let_wait(line)
+            return
+        del self._lines[line.key]
+        if line.cost > CHEAP or line.lane != SHARED:
+            self._dear[line.key] = line
+            if len(self._dear) > REMEMBERED:
+                del self._dear[next(iter(self._dear))]  # the one that was used longest ago
+
+    def _learn(self, trip: _Trip, rows: Sequence[Any]) -> None:
+        """Notes what the calls cost: what was more than a round trip, in shares as large as their answers."""
+        self._answered = time.monotonic()
+        seconds = self._answered - trip.started
+        self._round_trip = min(self._round_trip, seconds)
+        work = seconds - self._round_trip - 2 * self._lag
+        if len(rows) > 1 and work < TOGETHER:
+            shares = [0.0] * len(rows)
+        else:
+            sizes = [1] if len(rows) == 1 else [_size(row) for row in rows]
+            shares = [work * size / sum(sizes) for size in sizes]
+        for call, share in zip(trip.calls, shares, strict=True):
+            _note_cost(call.line, share)
 
     async def _watch_the_clock(self) -> None:
+        now = time.monotonic()
         while True:
             await asyncio.sleep(LOOK)
-            now = time.monotonic()
-            for queue in self._queues.values():
-                late = [call for call in queue.waiting if now - call.started > DEADLINE]
-                _fail(late, Unavailable("no connection came free in time"))
-                queue.waiting = [call for call in queue.waiting if now - call.started <= DEADLINE]
-            for batch in self._under_way:
-                late = [call for call in batch.calls if now - call.started > DEADLINE]
-                _fail(late, Unavailable("no answer in time"))
-                if all(call.answer.done() for call in batch.calls) and batch.task is not None:
-                    batch.task.cancel()  # nobody waits for it any more; the server is told
-                elif not batch.is_slow and now - batch.started > SLOW:
-                    batch.is_slow = True
-                    batch.queue.slow += 1
-                    self._in_flight[batch.queue.statement.writes] -= 1
+            before, now = now, time.monotonic()
+            self._lag = max(now - before - LOOK, self._lag / 2)
+            self._round_trip = min(self._round_trip * 1.02, TOGETHER)  # so that a way which became longer is found out
+            for line in self._lines.values():
+                _fail_late(line.calls, now, "no connection came free in time")
+            for trip in [*self._trips]:
+                _fail_late(trip.calls, now, "no answer in time")
+                if all(call.answer.done() for call in trip.calls):  # nobody waits for it any more; the server is told
+                    self._give_up(trip, now)
+                elif trip.lane != SLOW and not trip.statement.writes and trip.looks * LOOK > trip.longest():
+                    self._give_up(trip, now)
+                    self._take_back(trip)
+                trip.looks += 1
             self._send()
             self._pool.close_idle()
 
+    def _give_up(self, trip: _Trip, now: float) -> None:
+        if len(trip.calls) == 1 and not trip.statement.writes and self._answered > trip.started:
+            _note_cost(trip.calls[0].line, now - trip.started)  # it is dear: the database answers others
+        if trip.task is not None and not trip.task.cancelling():
+            trip.task.cancel()
 
-def _age(ready: tuple[_Queue, list[_Call]]) -> float:
-    return ready[1][0].started
+
+def _place(queue: deque[_Line]) -> int:
+    return queue[0].place
 
 
-def _fail(calls: list[_Call], error: BaseException) -> None:
+def _fail_late(calls: Iterable[_Call], now: float, message: str) -> None:
     for call in calls:
-        call.fail(error)
+        if now - call.started > DEADLINE:
+            call.fail(Unavailable(message))
+
+
+def _note_cost(line: _Line, seconds: float) -> None:
+    """Notes what one of the line's calls has taken, and chooses the lane for the next one."""
+    seconds = max(seconds, line.cost / FORGIVEN)
+    line.cost = seconds if seconds > WORTH_NOTING else CHEAP
+    line.lane = SHARED if line.cost < TOGETHER else ALONE if line.cost < SOON else SLOW
+
+
+def _size(row: Any) -> int:
+    """Returns how many bytes of JSON the row has, and a little for the rest."""
+    return 100 + sum(len(value) for value in row if isinstance(value, bytes))

@@ -1,61 +1,54 @@
-"""The pool of connections: it opens when the database is there, pings what sat idle, and knows what is an outage."""
+"""The pool of connections: they are opened as they are needed, pinged when they sat idle, and replaced when they fail.
+
+It stands in the place of asyncpg's own pool, whose acquire and release take as long as a query, and which has no use of
+the connections that it has when the database refuses it one more.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
 
 import asyncpg
 
+from service.address import Address
+from service.connect import connect
+
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 3
-IDLE_SECONDS = 30  # a connection that sat longer is pinged: a serverless database may have closed it
+IDLE_SECONDS = (
+    5  # a connection that sat longer is pinged: it may have died silently, or a serverless database closed it
+)
+CLOSE_IDLE_SECONDS = 30  # one beyond the least number is closed after so long
 PING_SECONDS = 1
 CLOSE_SECONDS = 2
+RETRY_SECONDS = 1  # after a connection that could not be made
 
-# The options of a URL that asyncpg knows. It sends any other to the server as a setting, libpq's own among them.
-FOR_ASYNCPG = {
-    "host",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "passfile",
-    "service",
-    "options",
-    "sslmode",
-    "sslcert",
-    "sslkey",
-    "sslrootcert",
-    "sslcrl",
-    "sslpassword",
-    "sslnegotiation",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
-    "target_session_attrs",
-    "krbsrvname",
-    "gsslib",
-}
-
+# The connection is of no more use, and what became of the statement is unknown.
 LOST = (
-    OSError,  # TimeoutError and the refused connection among them
+    OSError,  # TimeoutError among them
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # the server has said goodbye, and its end of the connection is just closing
-    asyncpg.OperatorInterventionError,  # starting up, shutting down, cancelled
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.DatabaseDroppedError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # a failover left us with the standby
+)
+# The statement did nothing, and neither it nor the client is to blame.
+OUTAGE = (
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.ReadOnlySQLTransactionError,  # a failover left us with the standby
 )
 BEHIND_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 POOLER = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
-
-
-_Work = Callable[..., Coroutine[Any, Any, Sequence[Any]]]
 
 
 class Unavailable(Exception):
@@ -66,57 +59,42 @@ class SchemaBehind(Unavailable):
     """The database answers, and lacks a table or a column: it wants `python -m service migrate`."""
 
 
-class _Connection(asyncpg.Connection):
-    used_at = 0.0  # the event loop's time
-
-
-async def _prepare(connection: Any) -> None:
-    # PostgreSQL makes the JSON, and its bytes are passed on as they are
-    await connection.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
-    await _note_use(connection)
-
-
-async def _note_use(connection: Any) -> None:
-    connection.used_at = asyncio.get_running_loop().time()
+class RightMissing(Unavailable):
+    """The database answers, and refuses its user something."""
 
 
 class Pool:
-    """The connections to one PostgreSQL."""
+    """The connections to one PostgreSQL: at most `largest`, or as many as it lets us have."""
 
-    def __init__(self, url: str, smallest: int, largest: int, statement_cache: int) -> None:
-        self._url = url
-        self._sizes = smallest, largest
+    def __init__(self, address: Address, smallest: int, largest: int, statement_cache: int) -> None:
+        self.largest = largest
+        self._address = address
+        self._smallest = smallest
         self._statement_cache = statement_cache
-        self._pool: asyncpg.Pool | None = None
-        # Between two uses they stay out of asyncpg's pool, whose acquire and release take longer than a query.
-        self._at_hand: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
-        self._waiting = 0  # those who wait until asyncpg's pool has one for them
+        self._idle: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
+        self._open = 0  # those that are being made or closed included
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for one to come free
+        self._complaint = ""  # why the last one could not be made
+        self._retry_at = -math.inf  # the event loop's time
+        self._is_closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
-        """Opens the pool. When the database is away, returns all the same and goes on trying once a second."""
+        """Opens the least number of connections; when the database is away, returns all the same."""
         self._loop = asyncio.get_running_loop()  # to ask for it costs a system call
-        try:
-            await self._connect()
-        except (*LOST, asyncpg.PostgresError) as error:
-            log.warning("the database is away, trying again every second: %s", _explain(error))
-            self._in_background(self._connect_later())
+        for connection in await asyncio.gather(*(self._connect() for _ in range(self._smallest))):
+            if connection is not None:
+                self._put_back(connection)
 
     async def close(self) -> None:
-        """Closes the pool once its connections are free, or after a few seconds without."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            for task in self._tasks:
-                task.cancel()
-            return
-        self._release_at_hand(pool)
-        try:
-            await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
-        except TimeoutError:
-            pool.terminate()
-        if self._tasks:  # connections on their way back; they end now, whatever the server does
-            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+        """Closes the connections; those in use end within a few seconds."""
+        self._is_closed = True
+        for connection, _ in self._idle:
+            self._close(connection)
+        self._idle.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECONDS)
 
     async def run(self, sql: str, executions: Sequence[Sequence[Any]]) -> Sequence[Any]:
         """Runs the statement once for each list of arguments, in one round trip and one transaction.
@@ -124,7 +102,13 @@ class Pool:
         Returns the rows, one an execution. Raises Unavailable when the connection was lost or none could be had, and
         asyncpg.PostgresError when an execution failed, in which case none of them has happened.
         """
-        return await self._translated(self._run, sql, executions)
+        connection = await self._acquire()
+        try:
+            rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
+        except BaseException as error:
+            raise self._given_back(connection, error) from None
+        self._put_back(connection)
+        return rows
 
     async def transact(
         self,
@@ -139,42 +123,7 @@ class Pool:
         Returns the rows, one an execution. They are rolled back unless is_kept says of them that they stay. Raises
         what run() does.
         """
-        return await self._translated(self._transact, lock, lock_arguments, sql, executions, is_kept)
-
-    async def _translated(self, work: _Work, *arguments: Any) -> Sequence[Any]:
-        if self._pool is None:
-            raise Unavailable("no connection yet")
-        try:
-            return await work(self._pool, *arguments)
-        except (*LOST, *BEHIND_SCHEMA, *POOLER) as error:
-            raise _as_unavailable(error) from None
-        except asyncpg.PostgresError as error:
-            error.detail = None  # it quotes the row, and nobody's text belongs in a log
-            raise
-
-    async def _run(self, pool: asyncpg.Pool, sql: str, executions: Sequence[Sequence[Any]]) -> Sequence[Any]:
-        connection = await self._acquire(pool)
-        try:
-            rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
-        except BaseException as error:
-            if isinstance(error, LOST):
-                connection.terminate()
-            # behind the caller's back: after a cancellation it waits for the server's answer
-            self._in_background(_release(pool, connection))
-            raise
-        self._put_back(pool, connection)
-        return rows
-
-    async def _transact(
-        self,
-        pool: asyncpg.Pool,
-        lock: str,
-        lock_arguments: Sequence[Any],
-        sql: str,
-        executions: Sequence[Sequence[Any]],
-        is_kept: Callable[[Sequence[Any]], bool],
-    ) -> Sequence[Any]:
-        connection = await self._acquire(pool)
+        connection = await self._acquire()
         try:
             transaction = connection.transaction()
             await transaction.start()
@@ -187,124 +136,160 @@ class Pool:
                 raise
             await (transaction.commit() if is_kept(rows) else transaction.rollback())
         except BaseException as error:
-            if (
-                not isinstance(error, asyncpg.PostgresError)
-                or isinstance(error, LOST)
-                or connection.is_in_transaction()
-            ):
-                connection.terminate()  # the server rolls back; an open transaction must not go back into the pool
-            self._in_background(_release(pool, connection))
-            raise
-        self._put_back(pool, connection)
+            raise self._given_back(connection, error) from None
+        self._put_back(connection)
         return rows
 
-    def _put_back(self, pool: asyncpg.Pool, connection: Any) -> None:
-        if self._pool is pool and not self._waiting:
-            self._at_hand.append((connection, self._loop.time()))
-        else:
-            self._in_background(_release(pool, connection))
-
     def close_idle(self) -> None:
-        """Closes the connections that were not used for a while, but for the smallest number."""
-        long_ago = self._loop.time() - IDLE_SECONDS
-        while self._pool is not None and len(self._at_hand) > self._sizes[0] and self._at_hand[0][1] < long_ago:
-            self._in_background(_close(self._at_hand.pop(0)[0]))
+        """Closes the connections that were not used for a while, but for the least number."""
+        long_ago = self._loop.time() - CLOSE_IDLE_SECONDS
+        while len(self._idle) > self._smallest and self._idle[0][1] < long_ago:
+            self._close(self._idle.pop(0)[0])
 
-    async def _acquire(self, pool: asyncpg.Pool) -> Any:
-        connection, used_at = self._from_hand(pool)
-        if connection is None:
-            connection = await self._acquire_from(pool)
-            used_at = connection.used_at
-        if self._loop.time() - used_at < IDLE_SECONDS:
-            return connection
+    async def _acquire(self) -> Any:
+        while True:
+            if (connection := await self._from_idle()) is not None:
+                return connection
+            if self._open < self.largest and self._loop.time() >= self._retry_at:
+                if (connection := await self._connect()) is not None:
+                    return connection
+            elif self._open == 0:
+                raise Unavailable(self._complaint)
+            else:
+                await self._wait()
+
+    async def _from_idle(self) -> Any:
+        """Returns the connection that was used last, so that the others may go idle; None when there is none."""
+        while self._idle:
+            connection, used_at = self._idle.pop()
+            if connection.is_closed():
+                self._terminate(connection)
+            elif self._loop.time() - used_at < IDLE_SECONDS or await self._answers(connection):
+                return connection
+        return None
+
+    async def _answers(self, connection: Any) -> bool:
         try:
             await connection.execute("select 1", timeout=PING_SECONDS)
-            return connection
-        except LOST:
-            connection.terminate()
-            self._release_at_hand(pool)  # its neighbours sat idle just as long
-            await pool.expire_connections()
+        except (*LOST, asyncpg.PostgresError):
+            self._terminate(connection)
+            for neighbour, _ in self._idle:  # which sat idle just as long
+                self._terminate(neighbour)
+            self._idle.clear()
+            return False
         except BaseException:
-            self._in_background(_release(pool, connection))
+            self._close(connection)
             raise
-        await _release(pool, connection)
-        return await self._acquire_from(pool)
+        return True
 
-    async def _acquire_from(self, pool: asyncpg.Pool) -> Any:
-        self._waiting += 1  # whoever is done meanwhile gives the connection back to the pool, and so to us
+    async def _connect(self) -> Any:
+        """Returns a new connection; None when none can be had, and then `_complaint` says why."""
+        self._open += 1
+        options = self._address.options
+        name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
+        # every timestamp in an answer is in UTC; this and the name pass through PgBouncer
+        settings = {"application_name": name, "timezone": "UTC"}
+        if "options" in options:
+            settings["options"] = options["options"]
+        connection = None
         try:
-            return await pool.acquire()
-        finally:
-            self._waiting -= 1
+            connection = await connect(
+                self._address,
+                self._address.tls(),
+                statement_cache_size=self._statement_cache,
+                server_settings=settings,
+            )
+            # PostgreSQL makes the JSON, and its bytes are passed on as they are
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+        except BaseException as error:
+            self._terminate(connection)
+            if not isinstance(error, Exception):
+                raise
+            self._complain(_explain(error))  # whatever keeps a connection from being made is an outage
+            return None
+        if self._complaint:
+            log.warning("the database takes connections again: %s", self._address)
+            self._complaint = ""
+        return connection
 
-    def _from_hand(self, pool: asyncpg.Pool) -> tuple[Any, float]:
-        while self._at_hand:
-            connection, used_at = self._at_hand.pop()  # the one used last, so that the others may go idle
-            try:
-                if not connection.is_closed():
-                    return connection, used_at
-                self._in_background(_release(pool, connection))
-            except asyncpg.InterfaceError:
-                pass  # the server has closed it, and it went back into the pool by itself
-        return None, 0
+    def _complain(self, complaint: str) -> None:
+        self._retry_at = self._loop.time() + RETRY_SECONDS
+        if complaint != self._complaint:  # once for each cause, not at every try
+            what = "refuses a further connection; the service works with those it has" if self._open else "is away"
+            log.warning("the database %s; trying again every second: %s: %s", what, self._address, complaint)
+            self._complaint = complaint
 
-    def _release_at_hand(self, pool: asyncpg.Pool) -> None:
-        for connection, _ in self._at_hand:
-            self._in_background(_release(pool, connection))
-        self._at_hand.clear()
+    async def _wait(self) -> None:
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._wake_next()  # it was this one's turn
+            raise
 
-    async def _connect(self) -> None:
-        address, _, query = self._url.partition("?")
-        options = [(name, value) for name, value in parse_qsl(query) if name in FOR_ASYNCPG]
-        self._pool = await asyncpg.create_pool(
-            f"{address}?{urlencode(options, quote_via=quote)}",
-            min_size=self._sizes[0],
-            max_size=self._sizes[1],
-            statement_cache_size=self._statement_cache,
-            timeout=CONNECT_SECONDS,
-            connection_class=_Connection,
-            init=_prepare,
-            reset=_note_use,  # instead of a round trip: no statement leaves anything behind in its session
-            # every timestamp in an answer is in UTC; both settings pass through PgBouncer
-            server_settings={"application_name": "task-service", "timezone": "UTC"},
-        )
+    def _wake_next(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
 
-    async def _connect_later(self) -> None:
-        while self._pool is None:
-            await asyncio.sleep(1)
-            try:
-                await self._connect()
-                log.warning("the database is back")
-            except (*LOST, asyncpg.PostgresError) as error:
-                log.debug("the database is still away: %s", _explain(error))
+    def _put_back(self, connection: Any) -> None:
+        if self._is_closed:
+            self._close(connection)
+        else:
+            self._idle.append((connection, self._loop.time()))
+            self._wake_next()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+    def _given_back(self, connection: Any, error: BaseException) -> BaseException:
+        """Keeps the connection if it is of any use after the error; returns what the caller is told of it."""
+        cause = error.__cause__
+        if isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST):
+            self._close(connection) if connection.is_in_transaction() else self._put_back(connection)
+            error.detail = None  # it quotes the row, and nobody's text belongs in a log
+        elif isinstance(error, LOST):
+            self._terminate(connection)
+        else:  # the caller has gone; closing waits until the server has stopped the statement
+            self._close(connection)
+        if isinstance(error, (asyncio.CancelledError, *LOST)):
+            self._idle = [(neighbour, -math.inf) for neighbour, _ in self._idle]  # they may have died of the same
+        if isinstance(cause, asyncpg.TransactionTimeoutError):
+            return cause  # the server has rolled back, and then closed the connection
+        return _as_unavailable(error)
+
+    def _close(self, connection: Any) -> None:
+        task = self._loop.create_task(self._close_in_time(connection))
         self._tasks.add(task)  # the event loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
 
+    async def _close_in_time(self, connection: Any) -> None:
+        try:
+            await connection.close(timeout=CLOSE_SECONDS)
+        except (*LOST, asyncpg.PostgresError) as error:
+            log.debug("a connection was given up: %s", _explain(error))
+        finally:
+            self._terminate(connection)
 
-async def _close(connection: Any) -> None:
-    try:
-        await connection.close(timeout=CLOSE_SECONDS)  # which tells the pool that there is room for another
-    except LOST as error:
-        log.debug("a connection was given up: %s", _explain(error))
-
-
-async def _release(pool: asyncpg.Pool, connection: Any) -> None:
-    try:
-        await pool.release(connection, timeout=CLOSE_SECONDS)
-    except LOST as error:
-        log.debug("a connection was given up: %s", _explain(error))
+    def _terminate(self, connection: Any) -> None:
+        """Ends a connection at once, and makes room for another."""
+        if connection is not None:
+            connection.terminate()
+        self._open -= 1
+        self._wake_next()
 
 
 def _explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _as_unavailable(error: BaseException) -> Unavailable:
+def _as_unavailable(error: BaseException) -> BaseException:
+    """Returns the error as an outage, if it is one."""
     if isinstance(error, POOLER):
         return Unavailable(f"{_explain(error)}. Is this a transaction-mode pooler? Set DB_STATEMENT_CACHE=0")
     if isinstance(error, BEHIND_SCHEMA):
         return SchemaBehind(f"{_explain(error)}. Run `python -m service migrate`")
-    return Unavailable(_explain(error))
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return RightMissing(f"{error}: grant it to the user of DATABASE_URL")
+    return Unavailable(_explain(error)) if isinstance(error, (*LOST, *OUTAGE)) else error

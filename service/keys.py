@@ -8,17 +8,23 @@ import asyncio
 import json
 import logging
 import math
+import ssl
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
+import brotli
 import httpx
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import AllowedPublicKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from service.proxy import UnusableProxy, proxy_for
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +71,6 @@ class PublishedKeys:
         self.on_loss: Callable[[], object] = lambda: None  # called as soon as a key is gone, or another one
         self._url = url
         self._host = urlsplit(url).netloc
-        self._tls = httpx.create_ssl_context()
         self._fetching: asyncio.Task[None] | None = None
         self._failure = ""
         self._unusable: set[str] = set()
@@ -137,10 +142,19 @@ class PublishedKeys:
     def _pause(self) -> None:
         self._search_from = time.monotonic() + PAUSE_SECONDS
 
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        try:
+            return httpx.create_ssl_context()
+        except OSError as error:
+            raise Unusable(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded: {error}") from None
+
     async def _body(self) -> bytes:
-        # Redirects are not followed: whose keys count is for the settings to say.
+        # Redirects are not followed: whose keys count is for the settings to say. Of the environment's proxies only the
+        # one for this URL is looked at: httpx would look at all of them, and fail at one that is not for it.
+        options: dict[str, Any] = {"verify": self._tls, "proxy": proxy_for(self._url), "trust_env": False}
         async with (
-            httpx.AsyncClient(verify=self._tls, timeout=None, follow_redirects=False) as client,  # noqa: S113  (above)
+            httpx.AsyncClient(timeout=None, follow_redirects=False, **options) as client,  # noqa: S113  (above)
             client.stream("GET", self._url, headers={"Accept-Encoding": "identity"}) as response,
         ):
             if response.is_redirect:
@@ -148,11 +162,10 @@ class PublishedKeys:
             if response.status_code != 200:
                 raise Unusable(f"it answers with status {response.status_code}")
             body = bytearray()
-            async for chunk in response.aiter_raw():  # as it comes: nothing is unpacked to a multiple
+            async for chunk in response.aiter_raw():  # as it comes: httpx would unpack it without a bound
                 body += chunk
-                if len(body) > JWKS_BYTES:
-                    raise Unusable(f"its answer is over {JWKS_BYTES} bytes")
-            return bytes(body)
+                _refuse_too_long(body)
+            return _unpacked(bytes(body), response.headers.get("Content-Encoding", ""))
 
     def _warn_of_failure(self, cause: str) -> None:
         if cause != self._failure:  # once for each cause, not at every try
@@ -164,6 +177,33 @@ class PublishedKeys:
         for complaint in sorted(complaints - self._unusable):  # once for each, too
             log.warning("a key of %s cannot be used: %s", self._host, complaint)
         self._unusable = complaints
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes:
+    """Returns the answer's text. Some servers pack it though nobody asked them to; what they packed is bounded, too."""
+    try:
+        match encoding.strip().lower():
+            case "" | "identity":
+                return body
+            case "gzip" | "x-gzip" | "deflate":
+                # by its first bytes; without any it is the bare deflate that some servers mean by that name
+                has_header = body[:2] == b"\x1f\x8b" or (body[:1] == b"\x78" and int.from_bytes(body[:2]) % 31 == 0)
+                text = zlib.decompressobj(zlib.MAX_WBITS | 32 if has_header else -zlib.MAX_WBITS).decompress(
+                    body, JWKS_BYTES + 1
+                )
+            case "br":
+                text = brotli.Decompressor().process(body, output_buffer_limit=JWKS_BYTES + 1)
+            case other:
+                raise Unusable(f"its answer is packed as {_shown(other)}, which was not asked for")
+    except (zlib.error, brotli.error):
+        raise Unusable(f"its answer is not what its Content-Encoding says, {_shown(encoding)}") from None
+    _refuse_too_long(text)
+    return text
+
+
+def _refuse_too_long(body: bytes | bytearray) -> None:
+    if len(body) > JWKS_BYTES:
+        raise Unusable(f"its answer is over {JWKS_BYTES} bytes")
 
 
 def read(body: bytes) -> tuple[dict[str, Key], set[str]]:
@@ -224,6 +264,6 @@ def _shown(value: Any) -> str:
 def _explain(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"it does not answer within {FETCH_SECONDS} seconds"
-    if isinstance(error, Unusable):
+    if isinstance(error, Unusable | UnusableProxy):
         return str(error)
     return f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from service.batches import Batches, Statement
+from service.batches import Batches, Statement, Transaction
 from service.errors import Invalid
 from service.lists import Key, Search
 from service.models import TaskCreate, TaskUpdate
@@ -32,11 +32,14 @@ class KeyTaken(Exception):
     """The user has sent another request with this key before."""
 
 
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.sql").read_text()
+
+
 def _load(name: str, *, writes: bool = False) -> Statement:
-    return Statement(name, (FOLDER / f"{name}.sql").read_text(), writes)
+    return Statement(name, _text(name), writes)
 
 
-ACCOUNT_LOCK = _load("account_lock", writes=True)
 ANSWER_FIND = _load("answer_find")
 KEY_OLDEST = _load("key_oldest")
 KEY_PURGE = _load("key_purge", writes=True)
@@ -46,8 +49,7 @@ TASK_FIND = _load("task_find")
 TASK_INSERT = _load("task_insert", writes=True)
 TASK_INSERT_ONCE = _load("task_insert_once", writes=True)
 TASK_LIST = _load("task_list")
-TASK_LIST_LARGE = _load("task_list")  # the same in a queue of its own: 50 tasks do not wait behind 10,000
-TASK_OPERATE = _load("task_operate", writes=True)
+TASK_OPERATE = Transaction("task_operate", _text("task_operate"), writes=True, lock=_text("account_lock"))
 TASK_PURGE = _load("task_purge", writes=True)
 TASK_RESTORE = _load("task_restore", writes=True)
 TASK_SEARCH = _load("task_search")
@@ -83,11 +85,8 @@ class Page(NamedTuple):
 
 async def list_tasks(db: Batches, user_id: str, known: list[str] | None = None) -> Page:
     """Returns the user's live tasks, newest first, unless their version is known."""
-    row = await db.fetch(TASK_LIST_LARGE if user_id in db.large_lists else TASK_LIST, user_id, known)
-    page = Page(row["version"], row["tasks"])
-    if page.tasks is not None:
-        db.note_size(user_id, len(page.tasks))
-    return page
+    row = await db.fetch(TASK_LIST, user_id, known)
+    return Page(row["version"], row["tasks"])
 
 
 async def search_tasks(db: Batches, user_id: str, search: Search, known: list[str] | None = None) -> Page:
@@ -283,7 +282,7 @@ async def operate(
             return False
         return min(statuses) < 400  # else a new user's account would stay behind
 
-    rows = iter(await db.transact(ACCOUNT_LOCK, TASK_OPERATE, executions, is_kept) if executions else ())
+    rows = iter(await db.fetch(TASK_OPERATE, user_id, executions, is_kept) if executions else ())
     return [change if isinstance(change, Outcome) else Outcome(*next(rows)) for change in changes]
 
 

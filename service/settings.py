@@ -3,18 +3,26 @@
 import re
 from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import idna
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service import embedded
+from service.address import Address, forget_environment, parse_address
 
 # An HS256 key shorter than the hash's output (32 bytes) weakens the signature: RFC 7518, section 3.2.
 SECRET_LENGTH = 32
-
-SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")  # libpq's
 
 # What browsers call an origin, with any scheme: capacitor://localhost, chrome-extension://…
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\\\s*%]+/?", re.ASCII | re.IGNORECASE)
@@ -25,34 +33,6 @@ PREFIX = re.compile(r"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+/?")
 
 class SettingsError(Exception):
     """What is wrong with the environment: one line a setting, for the person who starts the service."""
-
-
-def normalized_url(secret: SecretStr) -> SecretStr:
-    """Brings the forms that are about (Heroku's, SQLAlchemy's, Neon's) to the one that libpq, asyncpg and yoyo share.
-
-    Returns postgresql://…, with SQLAlchemy's `ssl=` as `sslmode=`; raises ValueError, which never quotes the URL.
-    """
-    text = secret.get_secret_value()
-    if "#" in text or re.search(r"%(?![0-9A-Fa-f]{2})", text):
-        raise ValueError("has a # or % that is not encoded; in a URL's password they are %23 and %25")
-    try:
-        url = urlsplit(text)
-        url.port  # noqa: B018  (the property is what checks the port)
-        (url.hostname or "").encode("idna")
-    except ValueError:
-        raise ValueError("is no URL") from None
-    if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
-        raise ValueError("must begin with postgresql://, postgres:// or postgresql+asyncpg://")
-    query = dict(parse_qsl(url.query, keep_blank_values=True))
-    if "ssl" in query:
-        ssl = query.pop("ssl").lower()
-        query.setdefault(
-            "sslmode", {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(ssl, ssl)
-        )
-    if query.get("sslmode", "prefer") not in SSL_MODES:
-        raise ValueError(f"has an sslmode that is none of {', '.join(SSL_MODES)}")
-    # by hand: urlunsplit drops the slashes of a URL without a host
-    return SecretStr(f"postgresql://{url.netloc}{url.path}?{urlencode(query, quote_via=quote)}".removesuffix("?"))
 
 
 def http_url(text: str) -> str:
@@ -144,7 +124,7 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    database_url: Annotated[SecretStr, AfterValidator(normalized_url)] | None = None
+    database_url: Annotated[InstanceOf[Address], BeforeValidator(parse_address)] | None = None
     better_auth_url: Annotated[str, AfterValidator(server_url)] | None = None
     better_auth_jwks_url: Annotated[str, AfterValidator(http_url)] | None = None
     better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=True)
@@ -225,13 +205,17 @@ class Settings(BaseSettings):
         """The `aud` of a token that a published key signs; Better Auth's is the same."""
         return self.jwt_audience or (origin_of(self.better_auth_url) if self.better_auth_url else None)
 
-    def url(self) -> str:
-        """The database's URL, password included. Raises embedded.Unusable when the embedded one is not running."""
-        return self.database_url.get_secret_value() if self.database_url else embedded.url()
+    def address(self) -> Address:
+        """The database's address. Raises embedded.Unusable when the embedded one is not running."""
+        return self.database_url or parse_address(embedded.url())
 
 
 def load() -> Settings:
-    """Reads the environment and `.env`. Raises SettingsError, which names everything that is wrong at once."""
+    """Reads the environment and `.env`. Raises SettingsError, which names everything that is wrong at once.
+
+    From then on the environment has nothing more to say of the database.
+    """
+    forget_environment()
     try:
         return Settings()
     except ValidationError as error:

@@ -23,6 +23,7 @@ import pytest
 from starlette.applications import Starlette
 
 from service import embedded
+from service.address import parse_address
 from service.app import create_app
 from service.schema import migrate
 from service.settings import Settings
@@ -82,7 +83,7 @@ def database_url() -> Iterator[str]:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "DATA", Path(folder) / ".data")
         with embedded.running() as url:
-            migrate(url)
+            migrate(parse_address(url))
             yield url
 
 

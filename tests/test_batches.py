@@ -1,9 +1,9 @@
 """Calls that share a round trip do not harm each other, whatever one of them meets."""
 
 import asyncio
-import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from service import queries
-from service.batches import ALIKE, FULL, IN_FLIGHT, LARGEST, Batches, waited
+from service.address import parse_address
+from service.batches import ALIKE, FULL, LARGEST, Batches, Statement, waited
 from service.database import Pool, Unavailable
 from service.models import TaskCreate, TaskUpdate
 from service.schema import migrate
@@ -25,7 +26,7 @@ class WatchedPool(Pool):
 
     def __init__(self, url: str) -> None:
         settings = make_settings(url)
-        super().__init__(url, settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+        super().__init__(parse_address(url), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
         self.sizes: list[int] = []
 
     async def run(self, sql: str, executions: Any) -> Any:
@@ -37,7 +38,7 @@ class WatchedPool(Pool):
 def url(database_url: str) -> Iterator[str]:
     """A database of these tests' own, since they close connections that others would miss."""
     with empty_database(database_url) as own:
-        migrate(own)
+        migrate(parse_address(own))
         yield own
 
 
@@ -77,7 +78,7 @@ async def test_calls_of_one_turn_go_together(db: Batches, pool: WatchedPool) -> 
 
 
 async def test_when_very_many_wait_each_batch_takes_its_share(db: Batches, pool: WatchedPool) -> None:
-    await asyncio.gather(*(queries.list_tasks(db, "anybody") for _ in range(ALIKE * LARGEST + 40)))
+    await asyncio.gather(*(queries.list_tasks(db, f"user-{number}") for number in range(ALIKE * LARGEST + 40)))
     assert pool.sizes[0] == LARGEST
     assert sum(pool.sizes) == ALIKE * LARGEST + 40
     assert max(pool.sizes) == LARGEST
@@ -101,47 +102,25 @@ async def some_turns() -> None:
 
 async def test_few_batches_are_in_flight_and_the_rest_waits(db: Batches, pool: WatchedPool) -> None:
     calls = []
-    for _ in range(ALIKE + 3):
-        calls.append(asyncio.create_task(queries.list_tasks(db, "anybody")))
+    for number in range(ALIKE + 3):
+        calls.append(asyncio.create_task(queries.list_tasks(db, f"user-{number}")))
         await some_turns()
     await asyncio.gather(*calls)
     assert pool.sizes == [1] * ALIKE + [3]
 
 
-async def test_cheap_statements_do_not_wait_behind_dear_ones(
-    db: Batches, pool: WatchedPool, other_connection: Any, user: User
+async def test_a_user_has_one_round_trip_under_way_for_reads_and_one_for_writes(
+    db: Batches, pool: WatchedPool, user: User
 ) -> None:
-    async with other_connection.transaction():  # a dear one is played by one that cannot go on
-        await other_connection.execute("lock table task in access exclusive mode")
-        dear = []
-        for _ in range(IN_FLIGHT):
-            dear.append(asyncio.create_task(queries.list_tasks(db, user.id)))
-            await some_turns()
-        assert pool.sizes == [1] * ALIKE
-        await asyncio.wait_for(queries.applied_migrations(db), 0.2)  # long before the dear ones count as slow
-        assert not any(call.done() for call in dear)
-    await asyncio.gather(*dear)
-
-
-async def test_a_large_list_shares_no_round_trip_with_others(
-    db: Batches, pool: WatchedPool, user: User, other: User, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    calls: list[asyncio.Task[Any]] = []
     for _ in range(3):
-        await queries.insert_task(db, user.id, new_task("x" * 100))
-
-    async def sizes() -> list[int]:
-        pool.sizes.clear()
-        await asyncio.gather(*(queries.list_tasks(db, name) for name in (other.id, user.id, other.id)))
-        return sorted(pool.sizes)
-
-    assert await sizes() == [3]
-    monkeypatch.setattr("service.batches.LARGE_BYTES", 1000)
-    assert await sizes() == [3], "nobody knows yet"
-    assert await sizes() == [1, 2]
-    for task in json.loads((await queries.list_tasks(db, user.id)).tasks or b""):
-        await queries.delete_task(db, user.id, task["id"])
-    await sizes()
-    assert await sizes() == [3], "it is small again"
+        calls.append(asyncio.create_task(queries.list_tasks(db, user.id)))
+        await some_turns()
+        calls.append(asyncio.create_task(queries.insert_task(db, user.id, new_task())))
+        await some_turns()
+    assert pool.sizes == [1, 1]
+    await asyncio.gather(*calls)
+    assert sorted(pool.sizes[2:]) == [2, 2]
 
 
 async def test_reads_do_not_wait_behind_writes_that_wait_for_a_lock(
@@ -155,14 +134,14 @@ async def test_reads_do_not_wait_behind_writes_that_wait_for_a_lock(
         for write in (queries.toggle_task, queries.delete_task, queries.restore_task):
             writes.append(asyncio.create_task(write(db, user.id, task)))
             await some_turns()
-        assert pool.sizes == [1] * ALIKE
+        assert pool.sizes == [1]
         await asyncio.wait_for(queries.list_tasks(db, user.id), 0.2)
         assert not any(call.done() for call in writes)
     await asyncio.gather(*writes)
 
 
 async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> None:
-    pool = Pool(url, 1, 1, 100)
+    pool = Pool(parse_address(url), 1, 1, 100)
     await pool.open()
     executions: list[Any] = [()]
     both = asyncio.gather(*(pool.run(f"select pg_sleep(0.1), {number} as number", executions) for number in (1, 2)))
@@ -174,16 +153,16 @@ async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> Non
 async def test_connections_beyond_the_least_are_closed_when_idle(
     url: str, other_connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = Pool(url, 2, 5, 100)
+    pool = Pool(parse_address(url), 2, 5, 100)
     await pool.open()
     executions: list[Any] = [()]
     await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
-    assert len(pool._at_hand) == 5
+    assert len(pool._idle) == 5
     pool.close_idle()
-    assert len(pool._at_hand) == 5, "they were in use just now"
-    monkeypatch.setattr("service.database.IDLE_SECONDS", -1)
+    assert len(pool._idle) == 5, "they were in use just now"
+    monkeypatch.setattr("service.database.CLOSE_IDLE_SECONDS", -1)
     pool.close_idle()
-    assert len(pool._at_hand) == 2
+    assert len(pool._idle) == 2
     monkeypatch.undo()
 
     async def two_are_open() -> bool:
@@ -191,7 +170,7 @@ async def test_connections_beyond_the_least_are_closed_when_idle(
 
     await eventually(two_are_open)
     await asyncio.gather(*(pool.run("select pg_sleep(0.1)", executions) for _ in range(5)))
-    assert len(pool._at_hand) == 5, "there is room for others in their place"
+    assert len(pool._idle) == 5, "there is room for others in their place"
     await pool.close()
 
 
@@ -200,13 +179,14 @@ async def test_a_batch_that_is_given_up_before_it_begins_leaves_room_for_the_nex
 ) -> None:
     monkeypatch.setattr("service.batches.LOOK", 0)
     await asyncio.sleep(0.5)  # the watch wakes from its last nap; from now on it looks in each turn of the event loop
-    for _ in range(IN_FLIGHT):
+    for _ in range(ALIKE + 1):
         with monkeypatch.context() as patch:
             late = db.fetch(queries.TASK_LIST, user.id, None)
             db._send()  # the batch is made, and begins in the next turn
             patch.setattr("service.batches.DEADLINE", -1)
             with pytest.raises(Unavailable):
                 await late
+        await some_turns()
     assert await asyncio.wait_for(queries.list_tasks(db, user.id), 2)
 
 
@@ -219,7 +199,8 @@ async def test_one_failing_call_leaves_the_others_done_exactly_once(db: Batches,
     creates.insert(5, queries.insert_task(db, user, new_task("guilty", id=taken)))
     results = await asyncio.gather(*creates, return_exceptions=True)
 
-    assert pool.sizes == [11] + [1] * 11
+    assert pool.sizes[0] == 11
+    assert pool.sizes[1:] == [1] * 11
     assert isinstance(results.pop(5), queries.TaskExists)
     versions = sorted(version_of(result) for result in results)
     assert versions == list(range(2, 12)), "each once, and no number is lost"
@@ -381,13 +362,14 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
 WRITER = """
 import asyncio, sys, time
 from service import queries
+from service.address import parse_address
 from service.batches import Batches, waited
 from service.database import Pool
 from service.models import TaskCreate, TaskUpdate
 
 async def main(url, prefix, order):
     users = [f"{prefix}-{number}" for number in range(20)][::order]
-    db = Batches(Pool(url, 5, 15, 100))
+    db = Batches(Pool(parse_address(url), 5, 15, 100))
     await db.open()
     waited.set([])
     ids = {user: TaskCreate(title="x") for user in users}
@@ -435,3 +417,163 @@ def test_two_processes_that_write_in_opposite_orders_never_deadlock(url: str) ->
     assert len(users) == 20
     assert all(counter == newest and are_distinct for counter, newest, are_distinct in users)
     assert sum(counter for counter, _, _ in users) == writes + 40, "every write took exactly one number"
+
+
+# Nobody slows anybody else --------------------------------------------------------------------------------------------
+
+NAP = Statement("nap", "select pg_sleep($2::float8) is null as slept, $1::text as user_id", writes=False)
+CHEAP_READ = Statement("cheap", "select $1::text as user_id, $2::float8 as nothing", writes=False)
+
+
+async def answers(calls: list[Any]) -> tuple[int, int]:
+    """Returns how many calls had an answer, and how many were refused. Any other outcome fails the test."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+    wrong = [outcome for outcome in outcomes if isinstance(outcome, BaseException) and outcome not in refused]
+    assert not wrong
+    return len(outcomes) - len(refused), len(refused)
+
+
+async def others_are_served(db: Batches, statement: Statement, seconds: float = 1.5) -> None:
+    """Sends cheap calls of other users for a while: each is answered long before its deadline."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        calls = (db.fetch(statement, f"other-{uuid4()}", 0.0) for _ in range(3))
+        await asyncio.wait_for(asyncio.gather(*calls), 2.5)
+
+
+@pytest.mark.parametrize("users", [1, 12])
+async def test_dear_reads_hold_up_nobody_else(db: Batches, users: int) -> None:
+    dear = [db.fetch(NAP, f"dear-{number % users}", 30.0) for number in range(12)]
+    await others_are_served(db, NAP)
+    await others_are_served(db, CHEAP_READ, 0.5)
+    assert await answers(dear) == (0, 12)
+
+
+@pytest.mark.parametrize("first", ["a", "z"])
+async def test_a_dear_read_is_soon_left_behind_by_those_that_travel_with_it(db: Batches, first: str) -> None:
+    calls = [db.fetch(NAP, f"{first}{number}", 30.0 if number == 2 else 0.0) for number in range(6)]
+    cheap = [call for number, call in enumerate(calls) if number != 2]
+    await asyncio.wait_for(asyncio.gather(*cheap), 3)
+    assert not calls[2].done()
+    assert await answers(calls[2:3]) == (0, 1)
+
+
+async def test_a_dear_user_travels_alone_from_then_on(db: Batches, pool: WatchedPool) -> None:
+    await db.fetch(NAP, "dear", 0.2)
+    pool.sizes.clear()
+    await asyncio.gather(*(db.fetch(NAP, name, 0.0) for name in ("one", "dear", "two")))
+    assert sorted(pool.sizes) == [1, 2]
+    for _ in range(3):  # it is cheap again
+        await db.fetch(NAP, "dear", 0.0)
+    pool.sizes.clear()
+    await asyncio.gather(*(db.fetch(NAP, name, 0.0) for name in ("one", "dear", "two")))
+    assert pool.sizes == [3]
+
+
+async def test_large_answers_travel_alone(db: Batches, pool: WatchedPool) -> None:
+    large = Statement(
+        "large", "select $1::text as user_id, to_json(repeat('x', $2::int)) as tasks, pg_sleep(0.02)", writes=False
+    )
+    users = ["large", *(f"small-{number}" for number in range(9))]
+
+    async def sizes() -> list[int]:
+        pool.sizes.clear()
+        await asyncio.gather(*(db.fetch(large, user, 5_000_000 if user == "large" else 1) for user in users))
+        return sorted(pool.sizes)
+
+    assert await sizes() == [10], "nobody knows yet"
+    assert 1 in await sizes(), "the time that it took is put down to the largest answer"
+
+
+async def test_one_user_with_very_many_calls_leaves_the_others_their_turn(db: Batches) -> None:
+    greedy = [db.fetch(NAP, "greedy", 0.001) for _ in range(2000)]
+    await asyncio.sleep(0.05)
+    done_before = sum(call.done() for call in greedy)
+    await asyncio.gather(*(db.fetch(NAP, f"modest-{number}", 0.0) for number in range(9)))
+    done_meanwhile = sum(call.done() for call in greedy) - done_before
+    assert done_meanwhile <= 4 * LARGEST, "those round trips that were under way, and a turn or two"
+    answered, refused = await answers(greedy)
+    assert answered > 1000
+    assert answered + refused == 2000
+
+
+async def test_what_cannot_be_in_time_is_refused_at_once_and_what_is_begun_is_finished(
+    db: Batches, pool: WatchedPool
+) -> None:
+    await db.fetch(NAP, "same", 0.2)  # now its cost is known
+    pool.sizes.clear()
+    flood = [db.fetch(NAP, "same", 0.2) for _ in range(500)]
+    at_once = sum(call.done() for call in flood)
+    assert 450 < at_once < 495, "their turn would come after more than three seconds"
+    answered, refused = await answers(flood)
+    assert answered == sum(pool.sizes), "nothing was begun in vain"
+    assert refused >= at_once
+    assert await answers([db.fetch(NAP, "same", 0.0)]) == (1, 0)
+
+
+async def test_a_flood_of_many_users_is_served_in_turn_and_the_rest_refused(db: Batches, pool: WatchedPool) -> None:
+    flood = [db.fetch(NAP, f"user-{number}", 0.05) for number in range(400)]
+    started = time.monotonic()
+    answered, refused = await answers(flood)
+    assert time.monotonic() - started < 5, "whatever happens, an answer comes in time"
+    assert answered >= 40, "two at a time would be 80 in two seconds"
+    assert answered + refused == 400
+    await others_are_served(db, NAP, 0.2)
+    assert not db._lines, "no line is kept that has no calls"
+
+
+@pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])
+async def test_a_time_limit_of_the_database_stops_only_whom_it_is_meant_for(
+    url: str, other_connection: Any, limit: str
+) -> None:
+    users = [f"m{number}-{uuid4()}" for number in range(5)]
+    pool = WatchedPool(f"{url}&options=-c%20{limit}%3D200")
+    db = Batches(pool)
+    await db.open()
+    waited.set([])
+    for name in users:
+        await queries.insert_task(db, name, new_task())
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = $1 for update", users[2])
+        pool.sizes.clear()
+        creates = [asyncio.ensure_future(queries.insert_task(db, name, new_task("y"))) for name in users]
+        locked = creates.pop(2)
+        await asyncio.wait_for(asyncio.gather(*creates), 3)
+        assert pool.sizes[0] == 5, "they went together"
+        with pytest.raises(Unavailable):
+            await locked
+    assert await answers([db.fetch(NAP, "dear", 1.0), db.fetch(NAP, "cheap", 0.0)]) == (1, 1)
+    await db.close()
+
+
+async def test_many_locked_accounts_hold_up_nobody_else(db: Batches, other_connection: Any) -> None:
+    users = [f"m{number}-{uuid4()}" for number in range(12)]
+    for name in users:
+        await queries.insert_task(db, name, new_task())
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = any($1) for update", users)
+        held = [asyncio.ensure_future(queries.insert_task(db, name, new_task())) for name in users for _ in range(3)]
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            creates = (queries.insert_task(db, f"other-{uuid4()}", new_task()) for _ in range(3))
+            await asyncio.wait_for(asyncio.gather(*creates), 2.5)
+    answered, refused = await answers(held)
+    assert answered + refused == 36
+
+
+async def test_a_batch_that_waits_for_a_lock_holds_up_no_other_batch(db: Batches, other_connection: Any) -> None:
+    users = [f"m{number}-{uuid4()}" for number in range(8)]
+
+    def batch(user: str) -> Any:
+        changes = [queries.Change("create", str(uuid4()), task=new_task()) for _ in range(3)]
+        return asyncio.ensure_future(queries.operate(db, user, changes, atomic=True, dry_run=False))
+
+    for name in users:
+        await queries.insert_task(db, name, new_task())
+    async with other_connection.transaction():
+        await other_connection.execute("select from account where user_id = any($1) for update", users[:7])
+        held = [batch(name) for name in users[:7]]
+        await asyncio.wait_for(batch(users[7]), 3)
+        assert not any(call.done() for call in held)
+    await answers(held)

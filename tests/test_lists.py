@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import lists, queries
+from service.address import parse_address
 from service.lists import Search
 from service.models import Task
 from service.schema import migrate
@@ -668,7 +669,7 @@ def test_a_search_of_1000_characters_is_no_error(reader: Reader, q: str) -> None
 
 async def test_a_database_with_the_locale_c_folds_ascii_and_fails_at_nothing(database_url: str) -> None:
     with empty_database(database_url, "template template0 locale_provider libc locale 'C'") as url:
-        migrate(url)
+        migrate(parse_address(url))
         connection: Any = await asyncpg.connect(url)
         await connection.execute("insert into account values ('u', 1)")
         await connection.execute(

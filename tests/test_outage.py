@@ -1,16 +1,21 @@
 """A database that goes away, hangs, or is not what it should be: the service says so, stays up, and recovers."""
 
 import http.client
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psycopg
 import pytest
 
+from service.address import parse_address
 from service.schema import migrate
 from tests.conftest import Served, empty_database, serving, wait_until
 from tests.processes import Client, Postgres, external, own_folder, run_service, stop
@@ -27,7 +32,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def postgres(folder: Path) -> Postgres:
     postgres = Postgres(folder)
-    migrate(postgres.url)
+    migrate(parse_address(postgres.url))
     return postgres
 
 
@@ -175,3 +180,156 @@ def test_a_batch_when_the_database_hangs_or_goes(service: Served, postgres: Post
     wait_until(lambda: is_ready(service), seconds=5)
     assert client.titles() == titles
     assert batch().status_code == 200
+
+
+# A database that gives less than was asked for ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_database(postgres: Postgres) -> Iterator[str]:
+    """The URL of a migrated database of the test's own, on a server that may be changed."""
+    with empty_database(postgres.url) as url:
+        migrate(parse_address(url))
+        yield url
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def statuses(work: Callable[[int], httpx.Response], times: int = 60) -> Counter[int]:
+    """Does the work so many times, many at once; returns how often it had which status."""
+    with ThreadPoolExecutor(20) as threads:
+        return Counter(response.status_code for response in threads.map(work, range(times)))
+
+
+@pytest.mark.parametrize("most", [1, 3, 6])
+def test_a_role_that_may_have_few_connections(folder: Path, own_database: str, most: int) -> None:
+    role = f"few_{most}_{uuid4().hex}"
+    execute(
+        own_database,
+        f"create role {role} login connection limit {most}",
+        f"grant all on all tables in schema public to {role}",
+    )
+    with serving(folder, **external(own_database.replace("postgres:@", f"{role}:@")), DB_POOL_MIN="5") as service:
+        wait_until(lambda: is_ready(service))
+        clients = [Client(service) for _ in range(20)]
+        assert statuses(lambda number: clients[number % 20].create("x")) == {201: 60}
+        assert statuses(lambda number: clients[number % 20].call("GET")) == {200: 60}
+        warnings = service.log.read_text().count("refuses a further connection")
+        assert warnings < 10
+        assert warnings or most == 6, "which nothing need ever have asked for"
+    execute(own_database, f"drop owned by {role}", f"drop role {role}")
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_database_with_a_stricter_isolation(folder: Path, own_database: str, isolation: str) -> None:
+    name = own_database.partition("?")[0].rsplit("/", 1)[1]
+    execute(own_database, f"alter database {name} set default_transaction_isolation = '{isolation}'")
+    with serving(folder, **external(own_database)) as one, serving(folder, **external(own_database)) as two:
+        clients = [Client(one), Client(two)]
+        clients[1] = Client(two, clients[0].user)
+        found = statuses(lambda number: clients[number % 2].create(f"{number}"))
+        assert set(found) <= {201, 503}
+        assert len(clients[0].titles()) == found[201], "what was refused did not happen"
+        assert clients[0].create("x").status_code == 201
+        for service in (one, two):
+            assert "Traceback" not in service.log.read_text()
+
+
+def test_a_database_that_allows_no_connections(folder: Path, postgres: Postgres, own_database: str) -> None:
+    name = own_database.partition("?")[0].rsplit("/", 1)[1]
+    kick = "select pg_terminate_backend(pid) from pg_stat_activity where datname like 'empty%'"
+    with serving(folder, **external(own_database)) as service:
+        client = Client(service)
+        works(client)
+        execute(postgres.url, f"alter database {name} allow_connections false", kick)
+        for _ in range(2):
+            refuses_everything(service, client)
+        assert "not currently accepting connections" in service.log.read_text()
+        execute(postgres.url, f"alter database {name} allow_connections true")
+        wait_until(lambda: is_ready(service), seconds=5)
+        works(client)
+        assert "Traceback" not in service.log.read_text()
+
+
+def test_a_database_that_only_reads(folder: Path, own_database: str) -> None:
+    name = own_database.partition("?")[0].rsplit("/", 1)[1]
+    execute(own_database, f"alter database {name} set default_transaction_read_only = on")
+    with serving(folder, **external(own_database)) as service:
+        client = Client(service)
+        assert client.create("x").status_code == 503
+        assert client.call("GET").status_code == 200
+        assert "read-only transaction" in service.log.read_text()
+
+
+class Proxy:
+    """A way to PostgreSQL on which connections can die silently: what is sent on them is taken, and never answered."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        self._alive: set[socket.socket] = set()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._path)
+                self._sockets += [client, server]
+                self._alive.add(client)
+                for pair in ((client, server), (server, client)):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=[client, *pair]))
+                    self._threads[-1].start()
+
+    def _pass_on(self, client: socket.socket, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if client in self._alive:
+                    target.sendall(data)
+            if client in self._alive:
+                target.shutdown(socket.SHUT_WR)
+
+    def let_all_die(self) -> None:
+        """Lets the connections that there are die; new ones work."""
+        self._alive.clear()
+
+    def close(self) -> None:
+        """Ends all connections, and takes no more."""
+        for each in (self._listener, *self._sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("first", ["GET", "POST"])
+def test_connections_that_die_silently(folder: Path, postgres: Postgres, own_database: str, first: str) -> None:
+    host = parse_address(own_database).hosts[0]
+    proxy = Proxy(f"{host.name}/.s.PGSQL.{host.port}")
+    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{parse_address(own_database).database}"
+    with closing(proxy), serving(folder, **external(url)) as service:
+        clients = [Client(service) for _ in range(20)]
+        assert statuses(lambda number: clients[number % 20].create("x")) == {201: 60}
+        time.sleep(5.5)  # so that they count as idle
+        for _ in range(2):
+            proxy.let_all_die()
+            response = clients[0].create("y") if first == "POST" else clients[0].call("GET")
+            assert in_time(response).status_code in (200, 201)
+            assert statuses(lambda number: clients[number % 20].call("GET")) == {200: 60}
+            time.sleep(5.5)
+        proxy.let_all_die()
+        clients[0].call("GET")
+        proxy.let_all_die()  # a moment after they were used: reads find another connection, a write is told once
+        assert in_time(clients[1].call("GET")).status_code == 200
+        proxy.let_all_die()
+        assert in_time(clients[2].create("z")).status_code in (201, 503)
+        assert in_time(clients[2].create("z")).status_code == 201

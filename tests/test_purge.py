@@ -7,6 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from service.address import parse_address
 from service.purge import STEP
 from service.schema import migrate
 from tests.conftest import empty_database, serving
@@ -17,7 +18,7 @@ from tests.processes import Client, external, run_service
 def url(database_url: str) -> Iterator[str]:
     """A database of the test's own: a purge is for all users."""
     with empty_database(database_url) as own:
-        migrate(own)
+        migrate(parse_address(own))
         yield own
 
 

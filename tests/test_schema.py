@@ -1,5 +1,6 @@
 """The migrations, and the limits that the database itself keeps."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -10,29 +11,31 @@ import pytest
 import yoyo
 
 from service import embedded
-from service.schema import FOLDER, known_migrations, migrate
+from service.address import Address, parse_address
+from service.schema import FOLDER, backend, known_migrations, migrate
 from tests.conftest import empty_database
 
 
 @pytest.fixture
-def empty(database_url: str) -> Iterator[str]:
+def empty(database_url: str) -> Iterator[Address]:
     with empty_database(database_url) as url:
-        yield url
+        yield parse_address(url)
 
 
-def dumped(url: str) -> str:
+def dumped(address: Address) -> str:
     """Returns the schema as pg_dump writes it, without what changes from one run to the next."""
-    command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*yoyo*", url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*yoyo*"]
+    environment = os.environ | address.for_psql()
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
 
 
-def roll_back(url: str) -> None:
-    with yoyo.get_backend(url.replace("postgresql:", "postgresql+psycopg:", 1)) as backend:
-        backend.rollback_migrations(backend.to_rollback(yoyo.read_migrations(str(FOLDER))))
+def roll_back(address: Address) -> None:
+    with backend(address) as database:
+        database.rollback_migrations(database.to_rollback(yoyo.read_migrations(str(FOLDER))))
 
 
-def test_up_down_and_up_again_leave_the_same_schema(empty: str) -> None:
+def test_up_down_and_up_again_leave_the_same_schema(empty: Address) -> None:
     nothing = dumped(empty)
     assert set(migrate(empty)) == known_migrations()
     schema = dumped(empty)
@@ -43,7 +46,7 @@ def test_up_down_and_up_again_leave_the_same_schema(empty: str) -> None:
     assert dumped(empty) == schema
 
 
-def test_a_second_migrate_has_nothing_to_do(empty: str) -> None:
+def test_a_second_migrate_has_nothing_to_do(empty: Address) -> None:
     assert migrate(empty)
     assert migrate(empty) == []
 

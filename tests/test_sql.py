@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from service import embedded, queries
+from service.address import parse_address
 from service.batches import Statement
 from service.lists import SORTS, Search
 from service.schema import migrate
@@ -158,7 +159,7 @@ async def test_a_statement_touches_its_own_user_only(connection: asyncpg.Connect
 async def big_table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a database of its own, with 100,000 tasks of 2,000 users."""
     with empty_database(database_url) as url:
-        migrate(url)
+        migrate(parse_address(url))
         opened: Any = await asyncpg.connect(url)
         await opened.execute("insert into account select 'user-' || n, 50 from generate_series(1, 2000) n")
         await opened.execute("""

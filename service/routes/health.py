@@ -1,14 +1,19 @@
 """For whoever watches over the service: is the process alive, can it work?"""
 
+import logging
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import queries
-from service.database import SchemaBehind, Unavailable
+from service.batches import Batches, waited
+from service.database import RightMissing, SchemaBehind, Unavailable
 from service.errors import unavailable
 from service.resource import Resource, describe
 from service.schema import known_migrations
 from service.web import JsonResponse, refuse_query
+
+log = logging.getLogger(__name__)
 
 OK = b'{"status": "ok"}'
 
@@ -24,19 +29,33 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Tell whether the service can work."""
     refuse_query(request)
-    try:
-        missing = known_migrations() - await queries.applied_migrations(request.app.state.db)
-    except SchemaBehind:
-        raise unavailable("schema: no migration is applied; run `python -m service migrate`") from None
-    except Unavailable:
-        raise unavailable("database: it does not answer") from None
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise unavailable(f"schema: {names} not applied; run `python -m service migrate`")
+    if problem := await _database_problem(request.app.state.db):
+        log.warning("not ready: %s", problem)
+        raise unavailable(problem)
     published = request.app.state.tokens.published
     if published is not None and not published.by_id:
         raise unavailable("keys: the Better Auth server's are not known; the log says why")
     return JsonResponse(OK)
+
+
+async def report(db: Batches) -> None:
+    """Writes into the log what would keep the service from working, for whoever has just started it."""
+    waited.set([])  # each call of the database notes there how long it took; here nobody asks
+    if problem := await _database_problem(db):
+        log.warning("not ready: %s", problem)
+
+
+async def _database_problem(db: Batches) -> str | None:
+    """Returns why the database is of no use as it is, None when a query answers and the schema is current."""
+    try:
+        missing = known_migrations() - await queries.applied_migrations(db)
+    except SchemaBehind:
+        missing = known_migrations()
+    except RightMissing as error:
+        return f"database: {error}"
+    except Unavailable:
+        return "database: it does not answer"
+    return f"schema: {', '.join(sorted(missing))} not applied; run `python -m service migrate`" if missing else None
 
 
 routes = [Resource("/healthz", GET=healthz), Resource("/readyz", GET=readyz)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.bench import database, lineups, report
 from tests.bench.load import WORKLOADS, Timing
+from tests.bench.overload import overload
 from tests.bench.peers import missing
 from tests.bench.processes import Failure
 from tests.bench.report import Rows, say
@@ -23,6 +24,8 @@ TITLES = {
     "alone": "A request alone",
     "workers": "Several workers",
     "eddsa": "Tokens signed EdDSA against HS256",
+    "fairness": "One user takes what can be had",
+    "overload": "Twenty times as much as can be done",
     "soak": "Very many requests",
 }
 NOTES = [
@@ -54,6 +57,8 @@ def main() -> None:
 
 
 def _result(stage: lineups.Stage, arguments: argparse.Namespace) -> str:
+    if arguments.mode == "overload":
+        return overload(stage, arguments.rounds)
     if arguments.mode == "soak":
         return soak(stage, arguments.soak, arguments.connections[0])
     samples = _samples(_line_up(stage, arguments), arguments)
@@ -66,6 +71,8 @@ def _line_up(stage: lineups.Stage, arguments: argparse.Namespace) -> lineups.Lin
             return lineups.big(stage)
         case "whale":
             return lineups.whale(stage)
+        case "fairness":
+            return lineups.fairness(stage)
         case "alone":
             return lineups.alone(stage)
         case "eddsa":
@@ -73,7 +80,7 @@ def _line_up(stage: lineups.Stage, arguments: argparse.Namespace) -> lineups.Lin
         case "workers":
             return lineups.workers(stage, arguments.workers)
         case _:
-            return lineups.standard(stage, ["service", *arguments.peers], arguments.connections[0])
+            return lineups.standard(stage, ["service", *arguments.peers], arguments.connections[0], arguments.before)
 
 
 def _samples(line_up: lineups.LineUp, arguments: argparse.Namespace) -> dict[tuple[str, int], Rows]:
@@ -105,12 +112,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=10, help="of each measurement; 10 unless told")
     parser.add_argument("--warm-up", type=int, default=3, help="seconds before each measurement; 3 unless told")
     parser.add_argument("--save", action="store_true", help="keep the result beside the benchmark")
+    text = "another checkout of the service, as a further peer: what a change costs"
+    parser.add_argument("--before", type=lambda name: Path(name).resolve(), metavar="FOLDER", help=text)
     others = parser.add_mutually_exclusive_group()
     add = others.add_argument
     add("--big", dest="mode", action="store_const", const="big", help="the service with 10,000,000 tasks, and 250,000")
     add(
         "--whale", dest="mode", action="store_const", const="whale", help="the others while one user lists 10,000 tasks"
     )
+    text = "the others while one user floods, searches for 192 words, or lists 800,000 tasks"
+    add("--fairness", dest="mode", action="store_const", const="fairness", help=text)
+    text = "lists of 10,000 tasks, twenty times as many as can be answered"
+    add("--overload", dest="mode", action="store_const", const="overload", help=text)
     add("--alone", dest="mode", action="store_const", const="alone", help="the service and a plain fetchval")
     add("--eddsa", dest="mode", action="store_const", const="eddsa", help="the service with EdDSA tokens, and HS256")
     add("--workers", type=int, metavar="N", help="the service with N workers, and one")
@@ -119,7 +132,7 @@ def _arguments() -> argparse.Namespace:
     if arguments.workers or arguments.soak:
         arguments.mode = "workers" if arguments.workers else "soak"
     arguments.only = arguments.only or (
-        ["one", "list", "create"] if arguments.mode in ("big", "whale") else [*WORKLOADS]
+        ["one", "list", "create"] if arguments.mode in ("big", "whale", "fairness") else [*WORKLOADS]
     )
     arguments.connections = arguments.connections or [1 if arguments.mode == "alone" else 32]
     return arguments

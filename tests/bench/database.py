@@ -13,6 +13,7 @@ import jwt
 import psycopg
 from psycopg import sql
 
+from service.address import parse_address
 from service.schema import migrate
 from tests.bench.processes import free_port
 
@@ -43,6 +44,10 @@ SEEDED_UNTIL = "2025-01-01+00"  # what is older was seeded, what is younger came
 
 WHALE = "whale"
 WHALE_TASKS = 10_000
+WHALES = 20  # where one is not enough
+SEARCHER, SEARCHER_TASKS = "searcher", 20_000
+SEARCHED = " ".join(chr(97 + n // 26) + chr(97 + n % 26) for n in range(192))  # as wrk.lua does
+LEVIATHAN, LEVIATHAN_TASKS = "leviathan", 800_000
 
 SEED_ACCOUNTS = "insert into account select (%(first)s + u)::text, %(each)s from generate_series(0, %(users)s - 1) u"
 
@@ -71,7 +76,7 @@ from (
 
 SEED_WHALE = """
 insert into task (id, user_id, title, description, created_at, updated_at, version)
-select md5(%(user)s || '/' || n)::uuid, %(user)s, 'Task ' || n, 'One of very many', at, at, n
+select md5(%(user)s || '/' || n)::uuid, %(user)s, coalesce(%(title)s, 'Task ' || n), %(description)s, at, at, n
 from (select n, timestamptz '2024-01-01+00' + n * interval '1 second' as at from generate_series(1, %(tasks)s) n) seed
 """
 
@@ -114,7 +119,7 @@ def seed(server: Server, database: str, users: int) -> str:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
     url = server.url(database)
-    migrate(url)
+    migrate(parse_address(url))
     values = {"first": FIRST_USER, "users": users, "each": TASKS_EACH}
     with psycopg.connect(url) as connection:
         connection.execute(SEED_ACCOUNTS, values)
@@ -122,11 +127,13 @@ def seed(server: Server, database: str, users: int) -> str:
     return url
 
 
-def seed_whale(url: str) -> None:
-    """Adds a user with very many tasks."""
+def seed_whale(url: str, user: str = WHALE, tasks: int = WHALE_TASKS, words: str = "") -> None:
+    """Adds a user with very many tasks, each of which has these words."""
+    title, description = words[:99].strip() or None, words[99:] or "One of very many"
+    values = {"user": user, "tasks": tasks, "title": title, "description": description}
     with psycopg.connect(url) as connection:
-        connection.execute("insert into account values (%s, %s)", (WHALE, WHALE_TASKS))
-        connection.execute(SEED_WHALE, {"user": WHALE, "tasks": WHALE_TASKS})
+        connection.execute("insert into account values (%s, %s)", (user, tasks))
+        connection.execute(SEED_WHALE, values)
 
 
 def reset(url: str) -> None:
@@ -148,9 +155,10 @@ def write_users(path: Path, users: int, token_of: Callable[[str], str] | None = 
     path.write_text("".join(_line(user, TASKS_EACH, token_of or token) for user in callers))
 
 
-def write_whale(path: Path) -> None:
-    """Writes a file for wrk.lua with the user of very many tasks alone."""
-    path.write_text(_line(WHALE, 1, token))
+def write_whales(path: Path, *users: str) -> Path:
+    """Writes a file for wrk.lua with these users of very many tasks alone; returns its path."""
+    path.write_text("".join(_line(user, 1, token) for user in users))
+    return path
 
 
 def task_id(user: str, number: int) -> str:

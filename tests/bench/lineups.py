@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.bench import database
 from tests.bench.check import same_answers
-from tests.bench.load import Ground, Sample, Timing, beside, busy_loop, measure, pgbench
+from tests.bench.load import SEARCH, Ground, Sample, Timing, beside, busy_loop, measure, pgbench
 from tests.bench.peers import PEERS, started
 from tests.bench.processes import Running
 from tests.jwks import key_pair, publishing
@@ -49,11 +49,16 @@ class Stage:
         return lambda workload, connections, seed: measure(ground, peer, workload, connections, seed, self.timing)
 
 
-def standard(stage: Stage, names: list[str], connections: int) -> LineUp:
-    """The service against its peers, and beside them the two limits; pgbench is measured with the first connections."""
+def standard(stage: Stage, names: list[str], connections: int, before: Path | None) -> LineUp:
+    """The service against its peers, and beside them the two limits; pgbench is measured with the first connections.
+
+    `before` is another checkout of the service, which becomes a peer.
+    """
     ground = stage.ground()
     running = {name: stage.start(name, ground) for name in names if name in PEERS}
     same_answers(running["service"], [running[name] for name in running if name not in ("service", "empty")])
+    if before is not None:
+        running["before"] = replace(stage.start("service", ground, PYTHONPATH=str(before)), title="before")
     line_up = {peer.title: stage.measuring(ground, peer) for name, peer in running.items() if name != "empty"}
 
     def empty(workload: str, connections: int, seed: int) -> Sample | None:
@@ -84,8 +89,7 @@ def whale(stage: Stage) -> LineUp:
     """The service while one user lists 10,000 tasks in a loop, against itself without, and beside a mere busy loop."""
     ground = stage.ground()
     database.seed_whale(ground.url)
-    whale_file = stage.folder / "whale"
-    database.write_whale(whale_file)
+    whale_file = database.write_whales(stage.folder / "whale", database.WHALE)
     service = stage.start("service", ground)
 
     def beside_the_whale(workload: str, connections: int, seed: int) -> Sample | None:
@@ -99,6 +103,33 @@ def whale(stage: Stage) -> LineUp:
         "beside the whale": beside_the_whale,
         "without it": stage.measuring(ground, service),
         "beside a busy loop": beside_a_busy_loop,
+    }
+
+
+def fairness(stage: Stage) -> LineUp:
+    """The service without and beside one user who takes what can be had, in another process, and who may be refused."""
+    ground = stage.ground()
+    database.seed_whale(ground.url, database.SEARCHER, database.SEARCHER_TASKS, database.SEARCHED)
+    database.seed_whale(ground.url, database.LEVIATHAN, database.LEVIATHAN_TASKS)
+    service = stage.start("service", ground)
+
+    def beside_one(user: str, workload: str, connections: int) -> Measure:
+        users = database.write_whales(stage.folder / user, user)
+        return lambda measured, at, seed: measure(
+            ground,
+            service,
+            measured,
+            at,
+            seed,
+            stage.timing,
+            beside(service, workload, users, stage.timing.measured, connections),
+        )
+
+    return {
+        "without": stage.measuring(ground, service),
+        "beside 2,000 connections of one user": beside_one(str(database.FIRST_USER), "list", 2000),
+        "beside 4 searches for 192 words": beside_one(database.SEARCHER, SEARCH, 4),
+        "beside 8 lists of 800,000 tasks": beside_one(database.LEVIATHAN, "list", 8),
     }
 
 

@@ -1,5 +1,6 @@
 """The service with one plain `fetchval` a request in the place of its own way to the database."""
 
+import os
 from typing import Any
 
 import asyncpg
@@ -9,7 +10,7 @@ from starlette.applications import Starlette
 from service import log
 from service.__main__ import SERVER_OPTIONS
 from service.app import create_app
-from service.batches import LOCK, Statement
+from service.batches import SOON, Statement
 from service.settings import load
 
 
@@ -19,7 +20,6 @@ class PlainDatabase:
     def __init__(self, url: str) -> None:
         self._url = url
         self._pool: asyncpg.Pool | None = None
-        self.large_lists: set[str] = set()
 
     async def open(self) -> None:
         """Opens the pool, without its second round trip on release, which the service avoids as well."""
@@ -30,14 +30,11 @@ class PlainDatabase:
         if self._pool is not None:
             await self._pool.close()
 
-    def note_size(self, user_id: str, size: int) -> None:
-        """Does nothing: no list waits behind another."""
-
     async def fetch(self, statement: Statement, *arguments: Any) -> Any:
         """Returns the statement's row."""
         if self._pool is None:
             raise asyncpg.InterfaceError("the pool is not open")
-        patience = (f"{LOCK}s",) if statement.writes else ()
+        patience = (f"{SOON}s",) if statement.writes else ()
         return await self._pool.fetchrow(statement.sql, *arguments, *patience)
 
 
@@ -54,7 +51,7 @@ def application() -> Starlette:
     settings = load()
     log.set_up(settings.log_level, settings.log_format)
     app = create_app(settings)
-    app.state.db = PlainDatabase(settings.url())
+    app.state.db = PlainDatabase(os.environ["DATABASE_URL"])
     return app
 
 
