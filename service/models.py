@@ -73,7 +73,13 @@ def without_null_defaults(schema: dict[str, Any]) -> None:
 
 
 # A field that only the server writes: a client may send a whole task back, and it is ignored.
-Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True}, description="ignored: the server writes it")]
+READ_ONLY = {"readOnly": True}
+Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY, description="ignored: the server writes it")]
+
+
+def writable(model: type[BaseModel]) -> list[str]:
+    """Returns the names of the model's fields that are not ignored."""
+    return [name for name, field in model.model_fields.items() if field.json_schema_extra != READ_ONLY]
 
 
 class Body(BaseModel):

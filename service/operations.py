@@ -33,6 +33,7 @@ class _Existing(_Part):
 
 
 # A `task` that is wrong fails its operation and not the whole request, so it is not yet validated with the rest.
+# Neither is an operation, whose kind says what it has to be: `read_operations` in routes/batch.py does it.
 
 
 class Create(_Part):
@@ -70,12 +71,19 @@ class Restore(_Existing):
 
 
 Operation = Annotated[Create | Update | Complete | Delete | Restore, Field(discriminator="op")]
+KINDS: dict[str, type[Create | Update | Complete | Delete | Restore]] = {
+    "create": Create,
+    "update": Update,
+    "complete": Complete,
+    "delete": Delete,
+    "restore": Restore,
+}
 
 
 class Batch(_Part):
     """Operations, to be done in their order."""
 
-    operations: Annotated[list[Operation], Field(min_length=1, max_length=OPERATIONS)]
+    operations: Annotated[list[SkipValidation[Operation]], Field(min_length=1, max_length=OPERATIONS)]
     atomic: bool = Field(default=True, description="whether one failure takes everything back")
     dry_run: bool = Field(default=False, description="whether everything is taken back, and only the answer kept")
 

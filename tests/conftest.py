@@ -47,10 +47,11 @@ class User:
 
     id: str
     client: httpx.AsyncClient
+    token: str | None = None  # one of its own, in place of a new one for each call
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {make_token(self.id)}"}
+        return {"Authorization": f"Bearer {self.token or make_token(self.id)}"}
 
     @property
     def tasks(self) -> str:

@@ -11,8 +11,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from service.app import create_app
 from service.log import JsonFormatter, RequestLog, TextFormatter
-from tests.conftest import ORIGIN, User
+from service.middleware import STRANGERS
+from tests.conftest import ADDRESS, ORIGIN, User, make_settings
 
 EXPOSED = {
     "ETag",
@@ -32,6 +34,10 @@ ALLOWED_HEADERS = {
     "Idempotency-Key",
     "Last-Event-ID",
     "X-Request-Id",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
 }
 
 
@@ -125,6 +131,77 @@ async def test_another_origin_gets_no_cors_header(user: User, origin: str) -> No
     for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control-")]
         assert "Origin" in split(answer.headers["Vary"])
+
+
+async def test_a_setting_adds_request_headers(database_url: str) -> None:
+    app = create_app(make_settings(database_url, cors_headers="X-One, x-two"))
+    headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ADDRESS) as client:
+        answer = await client.options("/api/u/tasks", headers=headers)
+    assert split(answer.headers["Access-Control-Allow-Headers"]) == ALLOWED_HEADERS | {"X-One", "x-two"}
+
+
+# As browsers write the origin of a page whose address begins so; each is set in one way and asked for in the other.
+@pytest.mark.parametrize(
+    ("listed", "origin"),
+    [
+        *(("https://app.test:443", "https://app.test"), ("http://app.test:80/", "http://app.test")),
+        *(("HTTPS://App.Test", "https://app.test"), ("https://app.test:8443", "https://app.test:8443")),
+        *(("http://app.test:443", "http://app.test:443"), ("https://bücher.test", "https://xn--bcher-kva.test")),
+        *(
+            ("https://faß.test", "https://xn--fa-hia.test"),
+            ("https://xn--bcher-kva.test", "https://xn--bcher-kva.test"),
+        ),
+        *(("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"), ("capacitor://localhost", "capacitor://localhost")),
+        *(("ionic://localhost", "ionic://localhost"), ("tauri://localhost", "tauri://localhost")),
+        ("chrome-extension://abcdefghijklmnopabcdefghijklmnop", "chrome-extension://abcdefghijklmnopabcdefghijklmnop"),
+        ("http://localhost:03000", "http://localhost:3000"),
+        ("https://a.test, capacitor://localhost ,https://b.test", "https://b.test"),
+    ],
+)
+async def test_an_origin_is_listed_in_whatever_way_it_is_written(database_url: str, listed: str, origin: str) -> None:
+    app = create_app(make_settings(database_url, frontend_url=listed))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ADDRESS) as client:
+        for path in ("/healthz", "/api/u/tasks", "/nothing"):
+            answer = await client.get(path, headers={"Origin": origin})
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+        for other in (origin + ":1", origin + ".evil.test", "null", origin.replace("://", "s://")):
+            answer = await client.get("/healthz", headers={"Origin": other})
+            assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+async def test_the_log_says_once_which_origin_asked_and_what_to_set(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(make_settings(database_url))
+
+    def lines() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.name == "service.middleware"]
+        caplog.clear()
+        return found
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ADDRESS) as client:
+        for origin in ("http://other.test", "null", "http://other.test"):
+            for method in ("GET", "OPTIONS"):
+                headers = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+                await client.request(method, "/healthz", headers=headers)
+        first, second = lines()
+        assert '"http://other.test"' in first
+        assert "FRONTEND_URL" in first
+        assert ORIGIN in first
+        assert '"null"' in second
+        for origin in (ORIGIN, ADDRESS, ADDRESS.replace("http", "https")):
+            await client.get("/healthz", headers={"Origin": origin})
+        assert not lines(), "one is listed, and the service's own page is no stranger"
+        hostile: Any = [(b"Origin", b"x\x1b[31m\xff" + b"y" * 20_000)]
+        for _ in range(2):
+            await client.get("/healthz", headers=hostile)
+        (line,) = lines()
+        assert len(line) < 300
+        assert line.isprintable()
+        for number in range(2 * STRANGERS):
+            await client.get("/healthz", headers={"Origin": f"http://{number}.test"})
+        assert len(lines()) == STRANGERS - 3
 
 
 # The log --------------------------------------------------------------------------------------------------------------

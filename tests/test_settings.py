@@ -23,14 +23,41 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         ("http://localhost:3000", ("http://localhost:3000",)),
         ("https://a.test/, https://B.test", ("https://a.test", "https://b.test")),
+        (
+            "https://a.test:443,,http://a.test:80,http://a.test:443",
+            ("https://a.test", "http://a.test", "http://a.test:443"),
+        ),
+        ("capacitor://localhost, app://-", ("capacitor://localhost", "app://-")),
     ],
 )
 def test_origins(value: str, expected: tuple[str, ...]) -> None:
     assert make_settings("postgresql://db.test", frontend_url=value).frontend_url == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("/svc", "/svc"), ("/svc/", "/svc"), ("/", ""), ("/a/b", "/a/b"), ("/.well/~x", "/.well/~x")],
+)
+def test_root_paths(value: str, expected: str) -> None:
+    assert make_settings("postgresql://db.test", root_path=value).root_path == expected
+
+
 WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"DATABASE_URL": "postgresql://u:hidden@db.test/x"}, ["BETTER_AUTH_SECRET: is required with DATABASE_URL"]),
+    *(
+        ({"FRONTEND_URL": f"https://a.test,{wrong}"}, [f"FRONTEND_URL: {wrong!r} is no origin; write scheme://host"])
+        for wrong in (
+            *("*", "null", "a.test", "https://*.a.test", "https://a.test/app", "https://u@a.test", "https://a.test?x"),
+            *("https://a.test:99999", "https://a.test:x", "https://", "://a.test", "https://a b.test", "https://[::g]"),
+            *("https://xn--\u2028.test", "file:///", "https:a.test", "https://a.test#x", "https://a%2eb.test"),
+        )
+    ),
+    *(
+        ({"ROOT_PATH": wrong}, ["ROOT_PATH: is no path like /svc"])
+        for wrong in ("svc", "//x", "/a//b", "/../x", "/a/.", "https://a.test/svc", "/a b", "/a?b", "/ä")
+    ),
+    ({"CORS_HEADERS": "X-One, X Two"}, ["CORS_HEADERS: 'X Two' is no name of a header"]),
+    ({"CORS_HEADERS": "*"}, ["CORS_HEADERS: '*' is no name of a header"]),
     ({"BETTER_AUTH_SECRET": "x" * 31}, ["BETTER_AUTH_SECRET: has 31 characters and needs at least 32"]),
     ({"DATABASE_URL": "mysql://u:hidden@db.test/x"}, ["DATABASE_URL: must begin with postgresql://"]),
     ({"BETTER_AUTH_URL": "ftp://a.test"}, ["BETTER_AUTH_URL: must begin with http:// or https:// and a host"]),

@@ -63,7 +63,22 @@ async def test_a_change_is_made_only_to_the_version_that_it_names(
         assert response.headers["ETag"] == f'"{version + 1}"'
 
 
-@pytest.mark.parametrize("listed", ["*", " * ", '"0", "{}"', '"{}"  ,\t"9"', '"7","{}"'])
+@pytest.mark.parametrize(
+    "listed",
+    [
+        *("*", " * ", '"0", "{}"', '"{}"  ,\t"9"', '"7","{}"', 'W/"{}"', 'W/"0" , W/"{}"', '"{}-gzip"', 'W/"{}-gzip"'),
+        *(
+            '"{}-br"',
+            '"{}--gzip"',
+            '"{};br"',
+            '"{}-gzip-gzip"',
+            '"{}:zstd"',
+            '"x", "{}-deflate"',
+            '"{}-GZIP"',
+            '"{}/x-gzip"',
+        ),
+    ],
+)
 @pytest.mark.parametrize(("method", "rest", "body", "success"), CHANGES)
 async def test_any_task_and_any_of_several_versions_match(
     user: User, method: str, rest: str, body: dict[str, Any] | None, success: int, listed: str
@@ -75,7 +90,7 @@ async def test_any_task_and_any_of_several_versions_match(
 
 
 @pytest.mark.parametrize(
-    "header", ["", " ", "7", "abc", '"abc"', 'W/"1"', '"01"', '"1" "2"', '"1",', '*, "1"', '"-1"', '"١"']
+    "header", ["", " ", "7", "abc", '"1" "2"', '"1",', '*, "1"', "W/1", 'w/"1"', '"a b"', '"1"-gzip', '"', '"1', "\x7f"]
 )
 @pytest.mark.parametrize(("method", "rest", "body", "success"), CHANGES)
 async def test_an_if_match_that_is_no_list_of_versions_is_refused(
@@ -91,6 +106,31 @@ async def test_an_if_match_that_is_no_list_of_versions_is_refused(
     assert entry["loc"] == ["header", "If-Match"]
     assert entry["msg"].startswith('Should be * or quoted versions like "7" or "7", "9", not "')
     assert (await user.create())["version"] == task["version"] + 1
+
+
+@pytest.mark.parametrize(("method", "rest", "body", "success"), CHANGES)
+async def test_a_tag_that_is_no_version_matches_nothing(
+    user: User, method: str, rest: str, body: dict[str, Any] | None, success: int
+) -> None:
+    task = await prepared(user, rest)
+    version = task["version"]
+    extra: dict[str, Any] = {} if body is None else {"json": body}
+    several = ", ".join(f'"{version}-{number}"' for number in range(2_000))
+    for tag in (
+        *('"abc"', '""', '"-1"', '"١"', '"*"', f'"0{version}"', f'"{version}x"', f'"{version}-"', f'"{version}-x"'),
+        *(
+            f'"-gzip{version}"',
+            f'"{version}gzip"',
+            f'"{version} -gzip"'.replace(" ", "---"),
+            f'"{version}0-gzip"',
+            several,
+        ),
+    ):
+        headers = {name.encode(): value.encode() for name, value in user.headers.items()} | {b"If-Match": tag.encode()}
+        response = await user.client.request(method, f"{user.tasks}/{task['id']}{rest}", headers=headers, **extra)
+        assert (response.status_code, response.json()) == (412, {"detail": "Task has changed"}), tag
+        assert response.headers["ETag"] == f'"{version}"'
+    assert (await user.create())["version"] == version + 1
 
 
 @pytest.mark.parametrize(("method", "rest", "body", "success"), CHANGES)
