@@ -758,7 +758,7 @@ def test_the_real_own_psql_is_known_for_what_it_is() -> None:
 
 def test_a_psql_without_tls_says_so_when_it_fails(tmp_path: Path) -> None:
     fake_psql(tmp_path / "bin", "30.1", has_tls=False)
-    settings = external("postgresql://127.0.0.1:1/x") | {"PATH": f"{tmp_path / 'bin'}:/bin"}
+    settings = external("postgresql://127.0.0.1:1/x") | {"PATH": str(tmp_path / "bin")}
     ended = run_service(tmp_path, "psql", "-c", "select 1", **settings)
     assert ended.returncode == 2
-    assert "has no TLS. If that is what the server misses, install" in ended.stderr or Path("/bin/psql").exists()
+    assert "has no TLS. If that is what the server misses, install" in ended.stderr

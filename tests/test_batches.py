@@ -382,6 +382,7 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
 WRITER = """
 import asyncio, sys, time
 from service import queries
+from service.address import parse_address
 from service.batches import Batches, waited
 from service.database import Pool
 from service.models import TaskCreate, TaskUpdate
