@@ -102,7 +102,7 @@ class Address:
     @property
     def may_need_tls(self) -> bool:
         """Whether a connection may have to be encrypted."""
-        return self.options["sslmode"] != "disable" and not all(host.is_socket for host in self.hosts)
+        return self.options["sslmode"] != "disable"
 
     @property
     def needs_tls(self) -> bool:
@@ -170,7 +170,7 @@ class Address:
 
 def forget_environment() -> None:
     """Takes out of this process's environment what libpq, asyncpg, psql and PostgreSQL would read there."""
-    for name in [name for name in os.environ if VARIABLE.fullmatch(name)]:
+    for name in [name for name in os.environ if name in VARIABLES.values() or VARIABLE.fullmatch(name)]:
         del os.environ[name]
 
 
@@ -185,11 +185,13 @@ def parse_address(url: str) -> Address:
             raise ValueError(f"has an option {name} that is none of {', '.join(CHOICES[name])}")
         if name in NUMBERS and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
             raise ValueError(f"has an option {name} that is no whole number")
+    hosts = _hosts(found.get("host", ""), found.get("port", ""))
+    if all(host.is_socket for host in hosts):  # libpq encrypts nothing there; and one without TLS would refuse sslmode
+        options = {name: value for name, value in options.items() if name not in TLS_OPTIONS} | {"sslmode": "disable"}
     options.setdefault("sslmode", "verify-full" if options.get("sslrootcert") == "system" else "prefer")
     _refuse_half_of_tls(options)
     user = found.get("user") or _own_name()
     password = SecretStr(found["password"]) if "password" in found else None
-    hosts = _hosts(found.get("host", ""), found.get("port", ""))
     address = Address(hosts, found.get("dbname", user), user, password, options, ignored)
     try:
         address.tls()

@@ -152,7 +152,9 @@ class PublishedKeys:
     async def _body(self) -> bytes:
         # Redirects are not followed: whose keys count is for the settings to say. Of the environment's proxies only the
         # one for this URL is looked at: httpx would look at all of them, and fail at one that is not for it.
-        options: dict[str, Any] = {"verify": self._tls, "proxy": proxy_for(self._url), "trust_env": False}
+        # the certificates are loaded for those who need them
+        verify = self._tls if self._url[:6].lower() == "https:" else False
+        options: dict[str, Any] = {"verify": verify, "proxy": proxy_for(self._url), "trust_env": False}
         async with (
             httpx.AsyncClient(timeout=None, follow_redirects=False, **options) as client,  # noqa: S113  (above)
             client.stream("GET", self._url, headers={"Accept-Encoding": "identity"}) as response,

@@ -21,7 +21,7 @@ def proxy_for(url: str) -> httpx.Proxy | None:
     text = proxies.get(target.scheme) or proxies.get("all")
     if not text or _is_exempt(target, proxies.get("no", "")):
         return None
-    variable = f"{target.scheme}_PROXY or ALL_PROXY".upper()
+    variable = f"{target.scheme.upper()}_PROXY or ALL_PROXY"
     try:
         proxy = httpx.Proxy(text if "://" in text else f"http://{text}")
     except (ValueError, httpx.InvalidURL):

@@ -4,6 +4,8 @@ import logging
 import os
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,21 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
             with self.transaction():
                 self.execute(self.format_sql(self.create_lock_table_sql))
 
+    def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
+        """Applies the migration and notes it, in one transaction.
+
+        yoyo takes three: what ends between them leaves a migration that is applied, is not known to be, and fails for
+        ever after.
+        """
+        migration.load()
+        if not migration.use_transactions:
+            super().apply_one(migration, force, mark)
+            return
+        with self.transaction():
+            migration.process_steps(self, "apply", force=force)
+            self.log_migration(migration, "apply")
+            self.mark_one(migration, log=False)
+
     def _check_transactional_ddl(self) -> bool:
         return True  # PostgreSQL's is; yoyo would create a table and drop it to see
 
@@ -94,11 +111,12 @@ def connect(address: Address, **options: Any) -> psycopg.Connection[tuple[Any, .
     return psycopg.connect(**defaults | address.for_libpq() | options)
 
 
-def backend(address: Address) -> Any:
-    """Returns yoyo's way to the database, a context manager that closes its connection. Raises psycopg.Error."""
-    found = _Backend(address, default_migration_table)
-    found.init_database()
-    return found
+@contextmanager
+def backend(address: Address) -> Iterator[Any]:
+    """Yields yoyo's way to the database. Raises psycopg.Error."""
+    with _Backend(address, default_migration_table) as found:
+        found.init_database()
+        yield found
 
 
 def migrate(address: Address) -> list[str]:

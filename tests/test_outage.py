@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from service.address import parse_address
-from service.schema import migrate
+from service.schema import known_migrations, migrate
 from tests.conftest import Served, empty_database, serving, wait_until
 from tests.processes import Client, Postgres, external, own_folder, run_service, stop
 
@@ -154,11 +154,37 @@ def test_a_database_without_the_schema(folder: Path, database_url: str) -> None:
         response = ready(service)
         assert (response.status_code, response.json()["detail"].partition(":")[0]) == (503, "schema")
         assert "python -m service migrate" in response.json()["detail"]
-        assert "python -m service migrate" in service.log.read_text()
+        log = service.log.read_text()
+        assert log.splitlines()[0].endswith(f"WARNING not ready: {response.json()['detail']}"), "said at the start"
+        for name in known_migrations():
+            assert name in response.json()["detail"]
 
         assert run_service(folder, "migrate", **external(url)).returncode == 0
         wait_until(lambda: is_ready(service), seconds=5)
         works(client)
+
+
+def test_a_role_without_rights_on_the_migrations_table(folder: Path, database_url: str) -> None:
+    with empty_database(database_url) as url:
+        address = parse_address(url)
+        migrate(address)
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute("create role weak login")
+            try:
+                with serving(folder, **external(url.replace("postgres:@", "weak:@"))) as service:
+                    response = ready(service)
+                    assert response.status_code == 503
+                    detail = response.json()["detail"]
+                    assert detail.startswith("database: permission denied for table _yoyo_migration")
+                    assert service.log.read_text().count(f"not ready: {detail}") == 2, (
+                        "at the start, and for each probe"
+                    )
+                    admin.execute("grant all on all tables in schema public to weak")
+                    wait_until(lambda: is_ready(service), seconds=5)
+                    works(Client(service))
+            finally:
+                admin.execute("drop owned by weak")
+                admin.execute("drop role weak")
 
 
 def test_a_batch_when_the_database_hangs_or_goes(service: Served, postgres: Postgres, client: Client) -> None:

@@ -82,7 +82,7 @@ def test_days_that_are_no_number_of_days_are_refused(tmp_path: Path, days: str) 
 def test_without_a_database_it_says_so(tmp_path: Path) -> None:
     ended = run_service(tmp_path, "purge", **external("postgresql://me:hush@127.0.0.1:1/x"))
     assert ended.returncode == 1
-    assert "The database does not answer" in ended.stderr
+    assert "The database 127.0.0.1:1/x does not answer" in ended.stderr
     assert "hush" not in ended.stderr
 
 

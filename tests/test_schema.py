@@ -1,19 +1,25 @@
 """The migrations, and the limits that the database itself keeps."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import psycopg
 import pytest
 import yoyo
 
-from service import embedded
+from service import embedded, schema
 from service.address import Address, parse_address
-from service.schema import FOLDER, backend, known_migrations, migrate
-from tests.conftest import empty_database
+from service.schema import FOLDER, Blocked, backend, known_migrations, migrate
+from tests.conftest import empty_database, serving
+from tests.processes import Client, external
 
 
 @pytest.fixture
@@ -95,3 +101,67 @@ def test_the_database_keeps_the_limits_too(database_url: str, values: dict[str, 
             violated = error.diag.constraint_name
         connection.rollback()
     assert violated == constraint
+
+
+# Behind somebody's lock -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Adds a migration to the others that changes a table which is in use."""
+    for path in FOLDER.glob("*.sql"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "9999-change.sql").write_text("alter table task add column another int;")
+    monkeypatch.setattr(schema, "FOLDER", tmp_path)
+
+
+def test_a_migration_behind_an_open_transaction_holds_up_nobody_and_is_done_afterwards(
+    empty: Address, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrate(empty)
+    request.getfixturevalue("pending")
+    settings = external(f"postgresql://postgres@/{empty.database}?host={quote(empty.hosts[0].name)}")
+    with serving(tmp_path, **settings) as service, schema.connect(empty, application_name="report") as somebody:
+        client = Client(service)
+        somebody.execute("select from task")
+        holder = f"pid {somebody.info.backend_pid} (report, idle in transaction, open for "
+        with ThreadPoolExecutor() as threads:
+            migrating = threads.submit(migrate, empty)
+            number = 0
+            while len(caplog.records) < 2:
+                assert client.create(f"task {number}").status_code == 201
+                assert client.call("GET").status_code == 200
+                number += 1
+            assert not migrating.done()
+            somebody.commit()
+            assert migrating.result() == ["9999-change"]
+        assert client.create("after").status_code == 201
+    said = caplog.records[0].getMessage()
+    assert said.startswith("waiting, and trying again in 2 s (1 of 15): a lock on a table is held by pid ")
+    assert holder in said
+
+
+@pytest.mark.parametrize("table", ["_yoyo_migration", "_yoyo_version", "_yoyo_log", "yoyo_lock", "task"])
+def test_a_lock_that_stays_ends_in_a_message(
+    empty: Address, table: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(empty)
+    request.getfixturevalue("pending")
+    monkeypatch.setattr(schema, "ATTEMPTS", 2)
+    monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
+    with schema.connect(empty, application_name="somebody") as somebody:
+        somebody.execute(f"lock table {table} in access exclusive mode".encode())
+        with pytest.raises(Blocked, match=rf"held by pid {somebody.info.backend_pid} \(somebody, idle in transaction,"):
+            migrate(empty)
+        somebody.rollback()
+    assert migrate(empty) == ["9999-change"]
+
+
+def test_a_right_that_is_missing_is_named(empty: Address) -> None:
+    with schema.connect(empty, autocommit=True) as admin:
+        admin.execute("create role nobody_much login")
+        try:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for schema public"):
+                migrate(replace(empty, user="nobody_much"))
+        finally:
+            admin.execute("drop role nobody_much")
