@@ -12,7 +12,7 @@ from service import queries
 from service.auth import authenticate
 from service.errors import Invalid, shown
 from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.operations import Batch, BatchResult, Complete, Create, Operation, Update
+from service.operations import Batch, BatchComplete, BatchCreate, BatchOperation, BatchResult, BatchUpdate
 from service.queries import Change, Outcome
 from service.resource import Resource, describe
 from service.web import BATCH_BYTES, DETAILS, JsonResponse, entries, read_body, refuse_query
@@ -40,15 +40,15 @@ async def run_batch(request: Request) -> Response:
     return JsonResponse(body, 409 if failed and not batch.dry_run else 200)
 
 
-def _change(operation: Operation) -> Change | Outcome:
+def _change(operation: BatchOperation) -> Change | Outcome:
     """Returns what the operation does, or its failure when its task is not as it should be."""
     try:
         match operation:
-            case Create():
+            case BatchCreate():
                 return _create(operation, TaskCreate.model_validate(operation.task))
-            case Update():
+            case BatchUpdate():
                 return Change("update", operation.id, operation.if_version, TaskUpdate.model_validate(operation.task))
-            case Complete() if "task" in operation.model_fields_set:
+            case BatchComplete() if "task" in operation.model_fields_set:
                 wanted = TaskComplete.model_validate(operation.task)
                 task = TaskUpdate(is_completed=wanted.is_completed)
                 return Change("complete", operation.id, operation.if_version, task)
@@ -58,7 +58,7 @@ def _change(operation: Operation) -> Change | Outcome:
         return Outcome(422, detail=entries(error))
 
 
-def _create(operation: Create, task: TaskCreate) -> Change | Outcome:
+def _create(operation: BatchCreate, task: TaskCreate) -> Change | Outcome:
     task_id = operation.id or task.id
     if "id" in task.model_fields_set and task.id != task_id:
         message = f"The operation has another id, not {shown(task.id)}"

@@ -1,5 +1,6 @@
 """The interactive documentation: Swagger UI, served with its assets from here, so that it works behind a firewall."""
 
+import json
 from pathlib import Path
 
 from starlette.requests import Request
@@ -20,8 +21,9 @@ CONTENT_SECURITY_POLICY = (
 
 
 async def openapi(request: Request) -> Response:
-    """The OpenAPI document."""
-    return JsonResponse(request.app.state.openapi)
+    """The OpenAPI document, with the address at which it was asked for: a client made of it knows whom to call."""
+    servers = json.dumps([{"url": str(request.base_url).rstrip("/")}]).encode()
+    return JsonResponse(b'{"servers": %s, %s' % (servers, request.app.state.openapi[1:]))
 
 
 async def docs(request: Request) -> Response:
