@@ -190,9 +190,11 @@ def document(routes: Sequence[BaseRoute]) -> bytes:
         route.path: {method.lower(): _described(route, operation) for method, operation in route.operations.items()}
         for route in resources  # first the list and what creates, last what people seldom call
     }
-    _, schemas = models_json_schema(
+    _, models = models_json_schema(
         [(model, "validation") for model in MODELS], ref_template=REF + "{model}", schema_generator=_Schemas
     )
+    schemas: Json = {}
+    _with_references([*models["$defs"].values()], schemas)
     return json.dumps(
         {
             "openapi": "3.1.0",
@@ -205,12 +207,9 @@ def document(routes: Sequence[BaseRoute]) -> bytes:
                 ),
             },
             "tags": [{"name": "tasks"}, {"name": "health"}],
-            "paths": _with_references(paths),
+            "paths": _with_references(paths, schemas),
             "components": {
-                "schemas": {
-                    name: {key: _with_references(value) for key, value in schema.items()}
-                    for name, schema in schemas["$defs"].items()
-                }
+                "schemas": schemas
                 | {"Health": HEALTH, "Problem": _problem({"type": "string"}), "ValidationProblem": _VALIDATION_PROBLEM}
                 | ENUMS,
                 "headers": {
@@ -244,18 +243,20 @@ class _Schemas(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
 
-def _with_references(node: Any) -> Any:
-    """Returns the same with a reference in the place of each model and list of values that has a name."""
+def _with_references(node: Any, schemas: Json) -> Any:
+    """Returns the same with a reference in the place of all that has a name, which is put into the schemas."""
     if isinstance(node, list):
-        return [_with_references(item) for item in node]
+        return [_with_references(item, schemas) for item in node]
     if not isinstance(node, dict):
         return node
-    if node.get("type") == "object" and "title" in node:  # a model within another one
-        return {"$ref": REF + node["title"]}
+    if "title" in node and (node.get("type") == "object" or "oneOf" in node):
+        name = node["title"]
+        schemas[name] = {key: _with_references(value, schemas) for key, value in node.items()}
+        return {"$ref": REF + name}
     for name, schema in ENUMS.items():
         if node.get("enum") == schema["enum"]:
             return {key: value for key, value in node.items() if key not in ("enum", "type")} | {"$ref": REF + name}
-    return {key: _with_references(value) for key, value in node.items()}
+    return {key: _with_references(value, schemas) for key, value in node.items()}
 
 
 def _described(route: Resource, operation: Operation) -> Json:

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
-from typing_extensions import TypeAliasType
 
 from service.models import NOT_SENT, Task, TaskComplete, TaskCreate, TaskId, TaskUpdate
 
@@ -70,19 +69,17 @@ class BatchRestore(_Existing):
     op: Literal["restore"]
 
 
-BatchOperation = TypeAliasType(  # an alias has a name in the document, too
-    "BatchOperation",
-    Annotated[
-        BatchCreate | BatchUpdate | BatchComplete | BatchDelete | BatchRestore,
-        Field(discriminator="op"),
-    ],
-)
+BatchOperation = Annotated[
+    BatchCreate | BatchUpdate | BatchComplete | BatchDelete | BatchRestore, Field(discriminator="op")
+]
 
 
 class Batch(_Part):
     """Operations, to be done in their order."""
 
-    operations: Annotated[list[BatchOperation], Field(min_length=1, max_length=OPERATIONS)]
+    operations: Annotated[
+        list[Annotated[BatchOperation, Field(title="BatchOperation")]], Field(min_length=1, max_length=OPERATIONS)
+    ]
     atomic: bool = Field(
         default=True, description="whether one failure takes everything back; true when it is not sent"
     )
