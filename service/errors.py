@@ -19,13 +19,23 @@ class Invalid(TypedDict):
 
 
 class Problem(Exception):
-    """An answer that is an error: `status`, the body's `detail`, and headers that go with it."""
+    """An answer that is an error: `status`, the body's `detail`, and headers that go with it.
 
-    def __init__(self, status: int, detail: str | list[Invalid], headers: Mapping[str, str] | None = None) -> None:
+    `cause` is for the log alone.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str | list[Invalid],
+        headers: Mapping[str, str] | None = None,
+        cause: str | None = None,
+    ) -> None:
         super().__init__(status, detail)
         self.status = status
         self.detail = detail
         self.headers = headers
+        self.cause = cause
 
 
 class Wrong(Problem):
@@ -74,7 +84,7 @@ def cut(text: str) -> str:
 
 
 def guess(name: str, known: Collection[str]) -> str:
-    """Returns a question to insert into a message: which of the known names may be meant; empty when none is like this one."""
+    """Returns a question to put into a message, which of the known names is meant; empty when none is like this one."""
     like = get_close_matches(name[:SHOWN_LENGTH].lower(), known, n=1, cutoff=0.5)
     return f" (did you mean {like[0]}?)" if like else ""
 

@@ -22,8 +22,8 @@ LARGEST_PAGE = 1000
 SEARCH_LENGTH = 1000
 
 # RFC 3339, with an offset. The one that arrives with a space had a + in its URL, which stands for a space there.
-MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-LOST_PLUS = re.compile(r".*\d \d\d:\d\d")
+MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
+LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
 FREE = ("limit", "cursor", "fields", "count", "after")  # what may differ from page to page
@@ -66,7 +66,7 @@ def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     def read(value: str) -> list[str]:
         found = sorted(set(value.split(",")))
         if not set(found) <= set(names):
-            raise ValueError(f"one or more of {', '.join(names)}, with commas between them")
+            raise ValueError(f"one or more of {', '.join(names)}, with commas between them or one by one")
         return found
 
     return read
@@ -188,12 +188,13 @@ def read_search(query_string: bytes, user_id: str) -> Search:
     values: dict[str, Any] = {}
     problems: list[tuple[str, str, str]] = []  # name, message and type; of an unknown one the message is yet to be made
     for name, texts in sent_parameters(query_string).items():
-        problem = _general_problem(name, texts[-1], len(texts))
+        text = ",".join(texts)
+        problem = _general_problem(name, text, len(texts))
         if problem is None:
             try:
-                values[name] = PARAMETERS[name].read(texts[-1])
+                values[name] = PARAMETERS[name].read(text)
             except ValueError as error:
-                problem = f"Input should be {error}, not {shown(texts[-1])}", "invalid"
+                problem = f"Input should be {error}, not {shown(text)}", "invalid"
         if problem is not None:
             problems.append((name, *problem))
     if problems:
@@ -212,6 +213,11 @@ def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
     return found
 
 
+def _is_list(name: str) -> bool:
+    """Whether the parameter's values may be sent one by one, as some generated clients do."""
+    return name in PARAMETERS and PARAMETERS[name].schema["type"] == "array"
+
+
 def _entry(problem: tuple[str, str, str]) -> Invalid:
     name, message, type_ = problem
     if type_ == "extra":
@@ -223,7 +229,7 @@ def _general_problem(name: str, text: str, times: int) -> tuple[str, str] | None
     """Returns message and type of what is wrong whatever the parameter, or None."""
     if name not in PARAMETERS:
         return "", "extra"
-    if times > 1:
+    if times > 1 and not _is_list(name):
         return f"Parameter should be given once, not {times} times", "repeated"
     if re.search("[\ud800-\udfff]", text):
         return "String should be UTF-8", "string_unicode"
@@ -245,7 +251,8 @@ def next_query(query_string: bytes, search: Search, user_id: str, last: Key) -> 
     """Returns the query string of the page that begins after this task."""
     key = json.dumps(last, ensure_ascii=False).encode()
     cursor = urlsafe_b64encode(_digest(search, user_id, key) + key).decode().rstrip("=")
-    return urlencode(sent_parameters(query_string) | {"cursor": [cursor]}, doseq=True, quote_via=quote)
+    sent = {name: ",".join(values) for name, values in sent_parameters(query_string).items()}
+    return urlencode(sent | {"cursor": cursor}, quote_via=quote)
 
 
 def _digest(search: Search, user_id: str, key: bytes) -> bytes:

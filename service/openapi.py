@@ -118,7 +118,7 @@ BATCH_CONFLICT: Json = {
 
 PATH_PARAMETERS: dict[str, Json] = {
     "user_id": {
-        "description": "the token's `sub`",
+        "description": "the token's `sub`, or `me`",
         "schema": {"type": "string", "minLength": 1, "maxLength": USER_ID_LENGTH},
         "example": "demo",
     },
@@ -139,7 +139,7 @@ IF_MATCH: Json = {
     "description": "`*`, or quoted versions: a 412 when the task has none of them, and nothing is changed",
     "schema": {
         "type": "string",
-        "pattern": r'^(\*|"(0|[1-9][0-9]*)"([ \t]*,[ \t]*"(0|[1-9][0-9]*)")*)$',
+        "pattern": r'^(\*|(W/)?"[!#-~]*"([ \t]*,[ \t]*(W/)?"[!#-~]*")*)$',
     },
     "example": "*",
 }

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.auth import authenticate_at_once
+from service.auth import authenticate, token_subject
 from service.database import Unavailable
 from service.errors import MOST_ENTRIES, Invalid, Problem, Wrong, cut, guess, invalid, shown, unavailable
 from service.lists import sent_parameters
@@ -28,10 +28,15 @@ BODY_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
 COSTLY_BYTES = 192 * 1024  # of a batch that are in no string, brackets counted thrice; 100 whole tasks have 20 KiB
 
-ENTITY_TAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]*)"')
-
-_VERSION = r'[ \t]*"(?:0|[1-9][0-9]*)"[ \t]*'
-VERSIONS = re.compile(f"{_VERSION}(?:,{_VERSION})*")
+# RFC 9110, section 8.8.3, but that whether a tag is weak makes no difference here
+_TAG = r'[ \t]*(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"[ \t]*'
+ENTITY_TAGS = re.compile(f"{_TAG}(?:,{_TAG})*")
+# A tag that is a version, and what those who compress on the way append to it: "7-gzip" is Apache's and lighttpd's,
+# "7--gzip" Jetty's, others use other signs. Apache has been seen to append it at each turn.
+VERSION_TAG = re.compile(
+    r'"(0|[1-9][0-9]*)(?:[-;:.,/+_~]{1,2}(?:x-)?(?:gzip|gz|br|brotli|zstd|zst|deflate|compress|bzip2|dcb|dcz|identity))*"',
+    re.IGNORECASE,
+)
 KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
 # What is told of a task that is not there, is there already, or has another version, in a batch too
@@ -60,21 +65,22 @@ def refuse_query(request: Request) -> None:
 
 
 def known_versions(request: Request) -> list[str] | None:
-    """Returns what If-None-Match lists, weak or not: what a version is, or `*`; None when it was not sent.
+    """Returns the versions that If-None-Match lists, or `*`; None when it was not sent.
 
-    What is no entity tag matches nothing, so that the answer is the whole one, which is always right.
+    What is no version matches nothing, so that the answer is the whole one, which is always right.
     """
     sent = _sent(request, b"if-none-match")
     if not sent:
         return None
     text = b",".join(sent).decode("latin-1")
-    return ["*"] if text.strip() == "*" else ENTITY_TAG.findall(text)
+    return ["*"] if text.strip() == "*" else VERSION_TAG.findall(text)
 
 
 def wanted_versions(request: Request) -> list[str] | None:
     """Returns the versions that If-Match lists; None when any will do: it says `*`, or was not sent.
 
-    Raises Problem, a 422: whoever makes a change depend on something must not have it made regardless.
+    A tag that is no version is left out: it matches nothing. Raises Problem, a 422, when the header is no list of tags:
+    whoever makes a change depend on something must not have it made regardless.
     """
     sent = _sent(request, b"if-match")
     if not sent:
@@ -82,10 +88,10 @@ def wanted_versions(request: Request) -> list[str] | None:
     text = b",".join(sent).decode("latin-1")
     if text.strip(" \t") == "*":
         return None
-    if not VERSIONS.fullmatch(text):
+    if not ENTITY_TAGS.fullmatch(text):
         message = f'Should be * or quoted versions like "7" or "7", "9", not {shown(text)}'
         raise invalid(["header", "If-Match"], message, "if_match")
-    return re.findall("[0-9]+", text)
+    return VERSION_TAG.findall(text)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -264,9 +270,9 @@ def task_response(written: Written) -> Response:
     return JsonResponse(written.task, 200, {"ETag": f'"{written.version}"'})
 
 
-def created_response(user_id: str, created: Created) -> Response:
+def created_response(request: Request, created: Created) -> Response:
     """Returns the answer with this new task, or with the one that the first request with the same key has made."""
-    headers = {"Location": task_path(user_id, created.id), "ETag": f'"{created.version}"'}
+    headers = {"Location": f"{list_path(request)}/{created.id}", "ETag": f'"{created.version}"'}
     if created.is_replayed:
         headers["Idempotent-Replayed"] = "true"
     return JsonResponse(created.task, 201, headers)
@@ -279,22 +285,31 @@ def not_written(version: int | None) -> Problem:
     return Problem(412, DETAILS[412], {"ETag": f'"{version}"'})
 
 
-def list_path(user_id: str) -> str:
-    """Returns the path of the user's list."""
-    return f"/api/{quote(user_id, safe='')}/tasks"
-
-
-def task_path(user_id: str, task_id: str) -> str:
-    """Returns the task's path, as it goes into `Location`."""
-    return f"{list_path(user_id)}/{task_id}"
-
-
-def next_link(request: Request, path: str, query: str) -> str:
-    """Returns the `Link` to the next page: complete, with the scheme and the host that the client used.
-
-    Service has put the scheme right behind a proxy that it trusts; Starlette takes the host for none unless it is one.
+def prefix(request: Request) -> str:
+    """Returns what a proxy has taken away at the path's beginning, like `/svc`; empty when there is none, or no word
+    of it. Middleware has put it there.
     """
-    return f'<{request.url.scheme}://{request.url.netloc}{path}?{query}>; rel="next"'
+    found: str = request.scope["prefix"]
+    return found
+
+
+def list_path(request: Request) -> str:
+    """Returns the path of the user's list, as the client has to ask for it: with `me` when it did so."""
+    return f"{prefix(request)}/api/{quote(request.path_params['user_id'], safe='')}/tasks"
+
+
+def service_url(request: Request) -> str:
+    """Returns the service's own URL, with the scheme, the host and the prefix that the client used.
+
+    Middleware has put the scheme right behind a proxy that is trusted; Starlette takes the host for none unless it is
+    one.
+    """
+    return f"{request.url.scheme}://{request.url.netloc}{prefix(request)}"
+
+
+def next_link(request: Request, query: str) -> str:
+    """Returns the `Link` to the list's next page, complete."""
+    return f'<{request.url.scheme}://{request.url.netloc}{list_path(request)}?{query}>; rel="next"'
 
 
 def error_response(problem: Problem) -> Response:
@@ -303,7 +318,7 @@ def error_response(problem: Problem) -> Response:
     return JsonResponse(body, problem.status, problem.headers or NO_HEADERS)
 
 
-def problem_of(error: Exception, request: Request) -> Problem | None:
+async def problem_of(error: Exception, request: Request) -> Problem | None:
     """Returns what the client is told of this error; None when it is a bug."""
     match error:
         case Problem():
@@ -317,17 +332,16 @@ def problem_of(error: Exception, request: Request) -> Problem | None:
             log.warning("503: %s", error)
             return unavailable("Service unavailable")
         case HTTPException():
-            return _no_route(error, request)
+            return await _no_route(error, request)
     return None
 
 
-def _no_route(error: HTTPException, request: Request) -> Problem:
+async def _no_route(error: HTTPException, request: Request) -> Problem:
     """The router's own 404 and 405; below /api/ it is told only to those who may ask there."""
-    path = request.scope["path"]
-    if path.startswith("/api/"):
-        request.scope.setdefault("path_params", {"user_id": path.split("/")[2]})
+    if request.scope["path"].startswith("/api/"):
         try:
-            authenticate_at_once(request)
+            # A path that does not exist is nobody's: a client that mistypes one must not think it is signed out.
+            await (token_subject if error.status_code == 404 else authenticate)(request)
         except Problem as refusal:
             return refusal
     headers = dict(error.headers or {})

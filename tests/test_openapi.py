@@ -118,7 +118,7 @@ async def test_the_documents_assets_are_all_here(client: httpx.AsyncClient) -> N
     assets = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(assets) == 4
     for asset in assets:
-        assert (ROOT / "service" / "static" / asset.removeprefix("/docs/assets/")).is_file()
+        assert (ROOT / "service" / "static" / asset.removeprefix("docs/assets/")).is_file()
 
 
 def test_the_service_does_what_the_document_says(served: Served, tmp_path: Path) -> None:

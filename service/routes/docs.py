@@ -1,5 +1,6 @@
 """The interactive documentation: Swagger UI, served with its assets from here, so that it works behind a firewall."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service.web import JsonResponse
+from service.web import JsonResponse, prefix, service_url
 
 PAGE = (Path(__file__).parent.parent / "docs.html").read_text()
 ASSETS = Path(__file__).parent.parent / "static"
@@ -27,8 +28,9 @@ class Assets(StaticFiles):
 
 
 async def openapi(request: Request) -> Response:
-    """The OpenAPI document."""
-    return JsonResponse(request.app.state.openapi)
+    """The OpenAPI document, with the address at which it was asked for: a client made of it knows whom to call."""
+    servers = json.dumps([{"url": service_url(request)}]).encode()
+    return JsonResponse(b'{"servers": %s, %s' % (servers, request.app.state.openapi[1:]))
 
 
 async def docs(request: Request) -> Response:
@@ -38,7 +40,7 @@ async def docs(request: Request) -> Response:
 
 async def root(request: Request) -> Response:
     """The way to the documentation, for whoever opens the service's address in a browser."""
-    return RedirectResponse("/docs")
+    return RedirectResponse(prefix(request) + "/docs")
 
 
 routes = [

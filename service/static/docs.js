@@ -1,5 +1,5 @@
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json", // beside the page, whatever stands before it
   dom_id: "#docs",
   deepLinking: true,
   displayRequestDuration: true,
