@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> Starlette:
         await app.state.db.close()
 
     routes = [*tasks.routes, *batch.routes, *health.routes, *docs.routes]
-    app = Service(routes, lifespan, settings.frontend_url, settings.forwarded_allow_ips)
+    app = Service(routes, lifespan, settings)
     app.state.settings = settings
     app.state.openapi = document(app.routes)
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience, published)

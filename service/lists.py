@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any, get_args
 from urllib.parse import parse_qsl, quote, urlencode
 
-from service.errors import Invalid, Problem, invalid, shown
+from service.errors import Invalid, Wrong, cut, guess, invalid, shown
 from service.models import UUID, Priority, Status, Task
 
 Json = dict[str, Any]
@@ -22,8 +22,8 @@ LARGEST_PAGE = 1000
 SEARCH_LENGTH = 1000
 
 # RFC 3339, with an offset. The one that arrives with a space had a + in its URL, which stands for a space there.
-MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-LOST_PLUS = re.compile(r".*\d \d\d:\d\d")
+MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
+LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
 FREE = ("limit", "cursor", "fields", "count", "after")  # what may differ from page to page
@@ -66,7 +66,7 @@ def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     def read(value: str) -> list[str]:
         found = sorted(set(value.split(",")))
         if not set(found) <= set(names):
-            raise ValueError(f"one or more of {', '.join(names)}, with commas between them")
+            raise ValueError(f"one or more of {', '.join(names)}, with commas between them or one by one")
         return found
 
     return read
@@ -186,34 +186,51 @@ PARAMETERS: dict[str, Parameter] = {
 
 def read_search(query_string: bytes, user_id: str) -> Search:
     """Returns what the query string asks for; raises Problem, a 422 with everything that is wrong."""
-    pairs = _pairs(query_string)
     values: dict[str, Any] = {}
-    problems: list[Invalid] = []
-    for name, text in dict(pairs).items():
-        problem = _general_problem(name, text, sum(other == name for other, _ in pairs))
+    problems: list[tuple[str, str, str]] = []  # name, message and type; of an unknown one the message is yet to be made
+    for name, texts in sent_parameters(query_string).items():
+        text = ",".join(texts)
+        problem = _general_problem(name, text, len(texts))
         if problem is None:
             try:
                 values[name] = PARAMETERS[name].read(text)
             except ValueError as error:
                 problem = f"Input should be {error}, not {shown(text)}", "invalid"
         if problem is not None:
-            problems.append(Invalid(loc=["query", name], msg=problem[0], type=problem[1]))
+            problems.append((name, *problem))
     if problems:
-        raise Problem(422, problems)
+        raise Wrong(map(_entry, problems), len(problems))
     search = Search(**values)
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
 
 
-def _pairs(query_string: bytes) -> list[tuple[str, str]]:
+def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
+    """Returns the values of each parameter that the query string names."""
     # what is no UTF-8 becomes surrogates, which nothing else can become
-    return parse_qsl(query_string.decode("utf-8", "surrogateescape"), keep_blank_values=True, errors="surrogateescape")
+    text = query_string.decode("utf-8", "surrogateescape")
+    found: dict[str, list[str]] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _is_list(name: str) -> bool:
+    """Whether the parameter's values may be sent one by one, as some generated clients do."""
+    return name in PARAMETERS and PARAMETERS[name].schema["type"] == "array"
+
+
+def _entry(problem: tuple[str, str, str]) -> Invalid:
+    name, message, type_ = problem
+    if type_ == "extra":
+        message = f"Unknown parameter{guess(name, PARAMETERS)}; a list knows {', '.join(PARAMETERS)}"
+    return Invalid(loc=["query", cut(name)], msg=message, type=type_)
 
 
 def _general_problem(name: str, text: str, times: int) -> tuple[str, str] | None:
     """Returns message and type of what is wrong whatever the parameter, or None."""
     if name not in PARAMETERS:
-        return f"Unknown parameter; a list knows {', '.join(PARAMETERS)}", "extra"
-    if times > 1:
+        return "", "extra"
+    if times > 1 and not _is_list(name):
         return f"Parameter should be given once, not {times} times", "repeated"
     if re.search("[\ud800-\udfff]", text):
         return "String should be UTF-8", "string_unicode"
@@ -235,8 +252,8 @@ def next_query(query_string: bytes, search: Search, user_id: str, last: Key) -> 
     """Returns the query string of the page that begins after this task."""
     key = json.dumps(last, ensure_ascii=False).encode()
     cursor = urlsafe_b64encode(_digest(search, user_id, key) + key).decode().rstrip("=")
-    pairs = [pair for pair in _pairs(query_string) if pair[0] != "cursor"]
-    return urlencode([*pairs, ("cursor", cursor)], quote_via=quote)
+    sent = {name: ",".join(values) for name, values in sent_parameters(query_string).items()}
+    return urlencode(sent | {"cursor": cursor}, quote_via=quote)
 
 
 def _digest(search: Search, user_id: str, key: bytes) -> bytes:

@@ -11,18 +11,19 @@ import re
 import time
 from collections.abc import Sequence
 from secrets import token_hex
-from typing import Any, cast
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan, Message, Receive, Scope, Send
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import log
 from service.batches import waited
-from service.errors import Problem
+from service.errors import Problem, shown
+from service.proxies import FORWARDED, Proxies, use_forwarded
+from service.settings import Settings
 from service.web import error_response, problem_of
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,23 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 HEADER_BYTES = 32 * 1024  # of all the request's headers; browsers and proxies stay below 16 KiB
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
-REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID, X-Request-Id"
+REQUEST_HEADERS = (
+    *("Authorization", "Content-Type", "If-Match", "If-None-Match", "Idempotency-Key", "Last-Event-ID", "X-Request-Id"),
+    *("traceparent", "tracestate", "baggage", "sentry-trace"),  # W3C's tracing and Sentry's, which pages send unasked
+)
 EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, X-Request-Id, X-Total-Count, Idempotent-Replayed, Server-Timing"
-PREFLIGHT_HEADERS = {
-    "Access-Control-Allow-Methods": METHODS,
-    "Access-Control-Allow-Headers": REQUEST_HEADERS,
-    "Access-Control-Max-Age": str(24 * 60 * 60),
-}
+PREFLIGHT_SECONDS = 24 * 60 * 60
+STRANGERS = 100  # origins that are not listed; so many are told of
 
 Headers = list[tuple[bytes, bytes]]
 API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
-OTHER_HEADERS: Headers = [(b"vary", b"Origin")]
+# Of the pages: everything comes from here and talks to here; Swagger UI has some images in its styles, as data. What
+# is not below /api/ has it, all of it, so that no way leads to a page without it.
+CONTENT_SECURITY_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+OTHER_HEADERS: Headers = [(b"vary", b"Origin"), (b"content-security-policy", CONTENT_SECURITY_POLICY)]
 
 
 # Unique without a system call for each: a random number for this process, and a count.
@@ -56,19 +63,24 @@ def _new_request_id() -> str:
 class Service(Starlette):
     """Starlette with these things done around its router, and nothing else in between."""
 
-    def __init__(
-        self, routes: Sequence[BaseRoute], lifespan: Lifespan[Any], origins: tuple[str, ...], proxies: str
-    ) -> None:
+    def __init__(self, routes: Sequence[BaseRoute], lifespan: Lifespan[Any], settings: Settings) -> None:
         super().__init__(routes=routes, lifespan=lifespan)
         self.router.redirect_slashes = False  # a path with a trailing slash is another path
-        self._behind_proxy: Any = ProxyHeadersMiddleware(cast("Any", self.router.app), proxies)
+        self._prefix = settings.root_path
+        self._proxies = Proxies(settings.forwarded_allow_ips)
+        self._strangers: set[str] = set()
+        self._preflight_headers = {
+            "Access-Control-Allow-Methods": METHODS,
+            "Access-Control-Allow-Headers": ", ".join([*REQUEST_HEADERS, *settings.cors_headers]),
+            "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
+        }
         self._cors: dict[bytes, Headers] = {
             origin.encode(): [
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
                 (b"access-control-expose-headers", EXPOSED_HEADERS.encode()),
             ]
-            for origin in origins
+            for origin in settings.frontend_url
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,29 +89,45 @@ class Service(Starlette):
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
+        scope["prefix"] = self._prefix
         exchange = _Exchange(scope, send, self._cors)
+        if exchange.is_forwarded and self._proxies.trusts(scope.get("client")):
+            use_forwarded(scope)
+        if exchange.origin and not exchange.cors:
+            self._tell_of(exchange.origin, scope)
         token = waited.set(exchange.waits)
         try:
             if exchange.header_bytes > HEADER_BYTES:
                 detail = f"Request headers too large: {exchange.header_bytes} bytes, at most {HEADER_BYTES}"
                 raise Problem(431, detail)
             if exchange.is_preflight and exchange.cors:
-                await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, exchange.send)
-            elif exchange.is_forwarded:
-                await self._behind_proxy(scope, receive, exchange.send)
+                await Response(status_code=204, headers=self._preflight_headers)(scope, receive, exchange.send)
             else:
                 await self.router.app(scope, receive, exchange.send)
         except Exception as error:
-            problem = problem_of(error, Request(scope))
+            problem = await problem_of(error, Request(scope))
             if problem is None:
                 logger.exception("500 in request %s", exchange.request_id)
                 problem = Problem(500, "Internal server error")
+            if problem.cause:
+                logger.info("%s in request %s: %s", problem.status, exchange.request_id, problem.cause)
             if exchange.status:
                 raise  # the answer had begun: the server closes the connection
             await error_response(problem)(scope, receive, exchange.send)
         finally:
             waited.reset(token)
             exchange.write_log()
+
+    def _tell_of(self, origin: bytes, scope: Scope) -> None:
+        """Writes to the log, once for each, which origin was refused, and what would let it in."""
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        name = shown(origin.decode("latin-1"))
+        if name in self._strangers or origin.endswith(b"://" + host) or len(self._strangers) >= STRANGERS:
+            return  # a page of the service's own needs no CORS headers
+        self._strangers.add(name)
+        listed = b", ".join(self._cors).decode()
+        advice = "if it is yours, add it to FRONTEND_URL"
+        logger.warning("CORS: a page of %s asked, which may not read the answer; %s (%s)", name, advice, listed)
 
 
 class _Exchange:
@@ -113,6 +141,7 @@ class _Exchange:
         "header_bytes",
         "is_forwarded",
         "is_preflight",
+        "origin",
         "request_id",
         "status",
         "waits",
@@ -128,16 +157,18 @@ class _Exchange:
         self.is_preflight = False
         self.is_forwarded = False
         self.cors: Headers = []
+        self.origin = b""
         request_id = b""
         for name, value in scope["headers"]:
             self.header_bytes += len(name) + len(value)
             if name == b"origin":
+                self.origin = value
                 self.cors = cors.get(value, [])
             elif name == b"x-request-id":
                 request_id = value
             elif name == b"access-control-request-method":
                 self.is_preflight = scope["method"] == "OPTIONS"
-            elif name == b"x-forwarded-proto":
+            elif name in FORWARDED:
                 self.is_forwarded = True
         self.request_id = request_id.decode() if REQUEST_ID.fullmatch(request_id) else _new_request_id()
 

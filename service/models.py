@@ -66,7 +66,8 @@ NOT_SENT: Any = None  # the default of a field that may be absent and is never n
 
 
 # A field that only the server writes: a client may send a whole task back, and it is ignored.
-Ignored = Annotated[Any, Field(json_schema_extra={"readOnly": True})]
+READ_ONLY = {"readOnly": True}
+Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY)]
 
 
 def _without_ignored(schema: dict[str, Any]) -> None:
@@ -79,6 +80,11 @@ def _without_ignored(schema: dict[str, Any]) -> None:
     schema["propertyNames"] = {"enum": [*fields]}
     del schema["additionalProperties"]
     schema["description"] += " Fields of a task that only the server writes may be sent as well, and are ignored."
+
+
+def writable(model: type[BaseModel]) -> list[str]:
+    """Returns the names of the model's fields that are not ignored."""
+    return [name for name, field in model.model_fields.items() if field.json_schema_extra != READ_ONLY]
 
 
 class Body(BaseModel):

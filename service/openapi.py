@@ -167,7 +167,7 @@ IF_MATCH: Json = {
     "description": "`*`, or quoted versions: a 412 when the task has none of them, and nothing is changed",
     "schema": {
         "type": "string",
-        "pattern": r'^(\*|"(0|[1-9][0-9]*)"([ \t]*,[ \t]*"(0|[1-9][0-9]*)")*)$',
+        "pattern": r'^(\*|(W/)?"[!#-~]*"([ \t]*,[ \t]*(W/)?"[!#-~]*")*)$',
         "examples": ['"7"'],
     },
 }

@@ -1,10 +1,11 @@
 """The environment, read once into a frozen object; everything that is wrong with it is named in one message."""
 
 import re
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import idna
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -15,7 +16,11 @@ SECRET_LENGTH = 32
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")  # libpq's
 
-ORIGIN = re.compile(r"https?://[^/?#@\s*]+", re.ASCII | re.IGNORECASE)
+# What browsers call an origin, with any scheme: capacitor://localhost, chrome-extension://…
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\\\s*%]+/?", re.ASCII | re.IGNORECASE)
+USUAL_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}  # the URL standard's
+HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, but for *, which would not mean any here
+PREFIX = re.compile(r"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+/?")
 
 
 class SettingsError(Exception):
@@ -73,20 +78,48 @@ def server_url(text: str) -> str:
 
 
 def origin_of(text: str) -> str:
-    """Returns the URL's origin in the form that browsers and Better Auth give it: lower case, no usual port."""
+    """Returns the URL's origin as browsers and Better Auth write it: lower case, no usual port, ASCII alone.
+
+    Raises ValueError when there is none.
+    """
     url = urlsplit(text)
-    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-    usual = url.port in (None, {"http": 80, "https": 443}[url.scheme])
+    host = url.hostname or ""
+    if ":" in host:
+        host = f"[{IPv6Address(host)}]"
+    elif not host.isascii():
+        host = idna.encode(host, uts46=True).decode()  # IDNAError is a ValueError
+    usual = url.port in (None, USUAL_PORTS.get(url.scheme))
     return f"{url.scheme}://{host}" + ("" if usual else f":{url.port}")
 
 
 def origins(value: str) -> tuple[str, ...]:
     """Splits the comma-separated origins. Raises ValueError that names the one that is no origin."""
-    found = tuple(part.strip().rstrip("/").lower() for part in value.split(",") if part.strip())
-    for origin in found:
-        if not ORIGIN.fullmatch(origin):
-            raise ValueError(f"{origin!r} is no origin; write scheme://host[:port], several with commas between them")
+    found = []
+    for part in filter(None, map(str.strip, value.split(","))):
+        try:
+            if not ORIGIN.fullmatch(part):
+                raise ValueError
+            found.append(origin_of(part))
+        except ValueError:
+            message = f"{part!r} is no origin; write scheme://host[:port], several with commas between them"
+            raise ValueError(message) from None
+    return tuple(found)
+
+
+def header_names(value: str) -> tuple[str, ...]:
+    """Splits the comma-separated names of headers. Raises ValueError that names the one that is none."""
+    found = tuple(filter(None, map(str.strip, value.split(","))))
+    for name in found:
+        if not HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a header; write X-One, several with commas between them")
     return found
+
+
+def path_prefix(value: str) -> str:
+    """Returns the path without a slash at its end; of `/` nothing is left. Raises ValueError unless it is one."""
+    if not PREFIX.fullmatch(value):
+        raise ValueError("is no path like /svc: letters, digits and - . _ ~ between slashes")
+    return value.rstrip("/")
 
 
 def proxies(value: str) -> str:
@@ -122,6 +155,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
+    cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(header_names)] = ()
+    root_path: Annotated[str, AfterValidator(path_prefix)] = ""
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

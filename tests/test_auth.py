@@ -107,6 +107,55 @@ async def test_what_is_no_token_of_ours(user: User, token: str) -> None:
     assert await refusal(user, f"Bearer {token}") == "Invalid token"
 
 
+def padded_token(user: User, size: int) -> str:
+    """Returns a good token of this size."""
+    most = size * 3 // 4
+    tokens = (
+        make_token(user.id, note="x" * padding, headers={"x": "y" * letters})  # base64 has no text of any length
+        for letters in range(3)
+        for padding in range(most - 400, most)
+    )
+    return next(token for token in tokens if len(token) == size)
+
+
+async def test_a_token_is_looked_at_up_to_8_kib(user: User) -> None:
+    for size, status in ((8191, 200), (8192, 200), (8193, 401), (30_000, 401)):
+        headers = {"Authorization": f"Bearer {padded_token(user, size)}"}
+        response = await user.client.get(user.tasks, headers=headers)
+        assert response.status_code == status
+    assert response.json() == {"detail": "Invalid token"}
+
+
+def signed(payload: str, header: str = '{"alg": "HS256"}') -> str:
+    """Returns a token with this JSON, which may be none, and a good signature."""
+    text = f"{encoded(header)}.{encoded(payload)}"
+    digest = hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).digest()
+    return f"{text}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize("value", ["1e400", "-1e400", "NaN", "1" * 5000, "[]", "{}", '"soon"', "[" * 2900])
+async def test_moments_that_are_none(user: User, claim: str, value: str) -> None:
+    exp = "" if claim == "exp" else f', "exp": {NOW + 3600}'
+    payload = f'{{"sub": "{user.id}"{exp}, "{claim}": {value}}}'
+    assert await refusal(user, f"Bearer {signed(payload)}") == "Invalid token"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("." * 8192, "." * 30_000, "x" * 8192, ".".join(["e30"] * 2000), f"{encoded('[' * 6000)}.e30.eA"),
+        f"{encoded({'alg': 'HS256', 'kid': 'k' * 6000})}.e30.eA",
+        f"{encoded({'alg': 'HS256', 'crit': ['x'] * 1000})}.e30.eA",
+        f"{encoded({'alg': 'HS256', 'b64': False})}.e30.eA",
+        *(signed("[" * 2900), signed("{" * 2900), signed("null"), signed("[]"), signed("1"), signed('"x"')),
+        *(signed("{}", header) for header in ("[]", "null", "1", '{"alg": 1}', '{"alg": null}', "{" * 2900)),
+    ],
+)
+async def test_hostile_tokens(user: User, token: str) -> None:
+    assert await refusal(user, f"Bearer {token}") == "Invalid token"
+
+
 async def test_signatures_that_do_not_count(user: User) -> None:
     forged = [
         make_token(user.id, key=SECRET[::-1]),

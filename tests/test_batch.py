@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import re
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 
 from service.models import Task
+from service.web import COSTLY_BYTES
 from tests.conftest import User, make_token
 
 Json = dict[str, Any]
@@ -285,6 +288,91 @@ async def test_how_large_a_body(user: User) -> None:
         response = await user.client.post(f"/api/{user.id}/batch", headers=user.headers, content=body.ljust(size))
         assert response.status_code == status
     assert len((await user.call("GET")).json()) == 1
+
+
+def batch_of(cost: int) -> bytes:
+    """Returns a batch with one good operation and so many bytes outside strings, brackets counted thrice."""
+    body = b'{"operations":[{"op":"create","task":{"title":"x","version":[%b1]}}]}'
+    outside = re.sub(b'"[a-z]*"', b"", body % b"")
+    missing = cost - len(outside) - 2 * len(re.findall(rb"[\[{]", outside))
+    return body % (b"1," * (missing // 2) + b"1" * (missing % 2))
+
+
+async def test_how_much_of_a_body_may_be_names_numbers_and_brackets(user: User) -> None:
+    path = f"/api/{user.id}/batch"
+    for body, status in (
+        (json.dumps({"operations": [create(version='",[{1' * 100_000)]}).encode(), 200),
+        (batch_of(COSTLY_BYTES - 1), 200),
+        (batch_of(COSTLY_BYTES), 200),
+        (batch_of(COSTLY_BYTES + 1), 422),
+    ):
+        response = await user.client.post(path, headers=user.headers, content=body)
+        assert response.status_code == status
+    (entry,) = response.json()["detail"]
+    assert entry["loc"] == ["body"]
+    assert f"at most {COSTLY_BYTES} bytes outside text, not {COSTLY_BYTES + 1}" in entry["msg"]
+
+
+NAMES = b",".join(b'"%x": 1' % number for number in range(600))
+LIKE = b",".join(b'"is_complet%x": "%b"' % (number, b"x" * 30) for number in range(190))
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" + b",".join(b'"unknown field %06d": 1' % number for number in range(40_000)) + b"}",
+        b'{"operations": [' + b'{"op": "delete", ' + LIKE + b"}]}",
+        b'{"operations": [' + b",".join([b'{"op": "delete", ' + NAMES + b"}"] * 100) + b"]}",
+        b'{"operations": [' + b",".join([b'{"op": "delete", ' + LIKE + b"}"] * 90) + b"]}",
+        b'{"operations": [' + b",".join([b"1"] * 100) + b"]}",
+        b'{"operations": [' + b",".join([b"{}"] * 100_000) + b"]}",
+        b'{"operations": [{"op": "' + b"x" * 1_000_000 + b'"}]}',
+        b'{"operations": "' + b"\\n" * 500_000 + b'"}',
+        b'{"' + b"x" * 1_000_000 + b'": 1}',
+        b'{"version": ' + b"1" * 1_000_000 + b"}",
+        b'{"version": [' + b",".join([b"1" * 4_299] * 240) + b"]}",
+        b"[" * 100_000 + b"]" * 100_000,
+        b"[" + b"[]," * 300_000 + b"1]",
+        b"[" + b"1.7976931348623157e308," * 45_000 + b"1]",
+        b'"' * MIB,
+        b'"' + b'\\"' * 500_000 + b'"',
+        b" " * MIB,
+        b'{"operations": NaN}',
+    ],
+)
+async def test_no_batch_takes_a_long_answer(user: User, body: bytes) -> None:
+    assert len(body) <= MIB
+    began = time.perf_counter()
+    response = await user.client.post(f"/api/{user.id}/batch", headers=user.headers, content=body)
+    assert time.perf_counter() - began < 1, "it is 20 ms; a MiB of unknown fields used to be a second and 13 MB"
+    assert response.status_code == 422
+    assert len(response.content) < 10_000
+    assert len(response.json()["detail"]) <= 21
+
+
+async def test_what_is_wrong_with_all_operations_is_counted(user: User) -> None:
+    unknown = {"a": 1, "b": 2, "c": 3}
+    for number in (6, 7):
+        response = await send(user, *[{"op": "delete", "id": str(uuid4())} | unknown] * number)
+        entries = response.json()["detail"]
+        assert [entry["loc"][2:] for entry in entries[:4]] == [[0, "a"], [0, "b"], [0, "c"], [1, "a"]]
+        assert len(entries) == (18 if number == 6 else 21)
+    assert entries[20] == {"loc": ["body"], "msg": "and 1 more", "type": "more"}
+
+
+async def test_the_details_of_all_operations_are_bounded_together(user: User) -> None:
+    fields = dict.fromkeys((f"{number:x}" for number in range(30)), 1)
+    done = await results(user, *[create(**fields)] * 11, create(zzz=1, a=2), create(), atomic=False)
+    assert [len(result["detail"]) for result in done[:-1]] == [21] * 10 + [2, 2]
+    assert done[0]["detail"][20]["msg"] == "and 10 more"
+    assert done[10]["detail"][1]["msg"] == "and 29 more"
+    assert done[-1]["status"] == 201
+    body = {"operations": [{"op": "create", "task": {f"is_complet{n:x}": 1 for n in range(100)}}] * 90, "atomic": False}
+    began = time.perf_counter()
+    response = await user.client.post(f"/api/{user.id}/batch", headers=user.headers, json=body)
+    assert time.perf_counter() - began < 1
+    assert len(response.content) < 100_000
 
 
 async def test_the_largest_tasks_fit(user: User) -> None:

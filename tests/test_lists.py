@@ -497,6 +497,14 @@ async def test_an_unknown_parameter_is_refused_with_the_known_ones(user: User, n
     assert all(known in message for known in lists.PARAMETERS)
 
 
+@pytest.mark.parametrize(("name", "known"), [("Status", "status"), ("page_limit", "limit"), ("created", "created_at")])
+async def test_an_unknown_parameter_is_refused_with_the_known_one_that_is_like_it(
+    user: User, name: str, known: str
+) -> None:
+    known = {"created_at": "created_after"}.get(known, known)
+    assert f"did you mean {known}?" in await refused(user, {name: "1"}, name)
+
+
 @pytest.mark.parametrize("name", lists.PARAMETERS)
 async def test_a_parameter_that_comes_twice_is_refused(user: User, name: str) -> None:
     assert "once, not 2 times" in await refused(user, f"{name}=1&{name}=2", name)
@@ -641,7 +649,16 @@ async def test_a_database_with_the_locale_c_folds_ascii_and_fails_at_nothing(dat
 # Conditional reads ----------------------------------------------------------------------------------------------------
 
 
-LISTS = ["", "?limit=1", "?q=milk&count=true", "?trashed=true&sort=title", "?fields=id"]
+LISTS = ["", "?limit=1", "?limit=1&count=true", "?q=milk&count=true", "?trashed=true&sort=title", "?fields=id&limit=1"]
+
+
+def told_alike(unchanged: httpx.Response, response: httpx.Response) -> None:
+    """A 304 has the headers of the 200, or leaves them out; never another value."""
+    for name in ("ETag", "Cache-Control", "Vary"):
+        assert unchanged.headers[name] == response.headers[name]
+    own = {"x-request-id", "server-timing"}  # of each answer
+    assert not {name for name in set(unchanged.headers) - own if unchanged.headers[name] != response.headers.get(name)}
+    assert not {"content-type", "content-length"} & set(unchanged.headers)
 
 
 @pytest.mark.parametrize("query", LISTS)
@@ -655,9 +672,7 @@ async def test_a_list_that_has_not_changed_is_a_304(user: User, other: User, que
                 unchanged = await user.call(method, query, headers={"If-None-Match": known})
                 assert (unchanged.status_code, unchanged.content) == (304, b"")
                 assert unchanged.headers["ETag"] == etag
-                for name in ("Cache-Control", "Vary"):
-                    assert unchanged.headers[name] == response.headers[name]
-                assert not {"content-type", "content-length"} & set(unchanged.headers)
+                told_alike(unchanged, response)
         for unknown in ('"x"', f'W/"{version + 1}"', f'"0{version}"', "", "garbage", f"{version}", '"', '"é', "9" * 99):
             headers = [(name.encode(), value.encode()) for name, value in user.headers.items()]
             headers.append((b"If-None-Match", unknown.encode("latin-1")))
@@ -676,6 +691,7 @@ async def test_a_task_that_has_not_changed_is_a_304(user: User) -> None:
     for known in ('"1"', 'W/"1"', '"0", "1"', "*"):
         unchanged = await user.call("GET", path, headers={"If-None-Match": known})
         assert (unchanged.status_code, unchanged.content, unchanged.headers["ETag"]) == (304, b"", '"1"')
+        told_alike(unchanged, response)
     await user.call("PATCH", path + "/complete")
     changed = await user.call("GET", path, headers={"If-None-Match": '"1"'})
     assert (changed.status_code, changed.headers["ETag"], changed.json()["version"]) == (200, '"3"', 3)

@@ -1,5 +1,6 @@
 """Errors and bodies: every row of the table of errors, and what a JSON parser may trip over."""
 
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.routes.docs import ASSETS
 from tests.conftest import ORIGIN, User
 
 JSON = {"Content-Type": "application/json"}
@@ -167,9 +169,127 @@ async def test_a_query_parameter_that_nobody_knows(user: User, query: str) -> No
     assert (await user.client.get("/healthz?x=1")).status_code == 422
 
 
-async def test_a_long_value_is_shown_shortened(user: User) -> None:
-    response = await user.call("POST", json={"title": "x", "status": "s" * 10_000})
+@pytest.mark.parametrize("value", ["s" * 10_000, ["s"] * 10_000, {"s" * 10_000: 1}, [[[["s" * 10_000]]]], 10**4000])
+async def test_a_long_value_is_shown_shortened(user: User, value: Any) -> None:
+    response = await user.call("POST", json={"title": "x", "status": value})
     assert len(response.text) < 300
+
+
+# Bounds of a 422 ------------------------------------------------------------------------------------------------------
+
+
+def told(response: httpx.Response) -> list[Any]:
+    """Returns the entries of a 422, once they are seen to be few and short."""
+    assert response.status_code == 422, response.text
+    assert len(response.content) < 10_000
+    entries: list[Any] = response.json()["detail"]
+    return entries
+
+
+@pytest.mark.parametrize("number", [1, 19, 20, 21, 22, 5_000])
+async def test_a_422_has_20_entries_and_says_how_many_more_there_are(user: User, number: int) -> None:
+    names = [f"x{name}" for name in range(number)]
+    path = f"/{uuid4()}"
+    fields = dict.fromkeys(names, 1)
+    for response in (
+        await user.call("GET", "?" + "&".join(names)),
+        await user.call("GET", path + "?" + "&".join(names)),
+        await user.call("POST", json={"title": "x"} | fields),
+        await user.call("PATCH", path, json=fields),
+        await user.call("PATCH", path + "/complete", json={"is_completed": True} | fields),
+    ):
+        entries = told(response)
+        assert [entry["loc"][1] for entry in entries[:20]] == names[:20]
+        rest = [{"loc": entries[0]["loc"][:1], "msg": f"and {number - 20} more", "type": "more"}]
+        assert entries[20:] == (rest if number > 20 else [])
+
+
+@pytest.mark.parametrize("length", [59, 60, 61, 30_000])
+async def test_a_long_name_is_shown_shortened(user: User, length: int) -> None:
+    name = "x" * length
+    for response in (
+        await user.call("GET", f"?{name}=1"),
+        await user.call("POST", f"?{name}=1"),
+        await user.call("POST", json={"title": "x", name: 1}),
+    ):
+        (entry,) = told(response)
+        assert entry["loc"][1] == (name if length <= 60 else "x" * 60 + "…")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("&" * 32_000, "a&" * 15_000, "limit=1&" * 4_000, "%41&" * 7_500, "%ff=%fe&" * 3_500, "=&" * 15_000),
+        *("status=" + "a," * 15_000, "fields=id&" * 3_000, "limit=" + "1" * 30_000, "q=" + "%20" * 10_000),
+        *("created_after=" + "1%20" * 7_500, "cursor=" + "A" * 30_000, "&".join(f"{n:x}" for n in range(6_500))),
+        "created_after=2026-01-01T00:00:00." + "0" * 30_000,
+    ],
+)
+async def test_no_query_string_takes_long_or_a_long_answer(user: User, query: str) -> None:
+    began = time.perf_counter()
+    for path in (user.tasks, f"{user.tasks}/{uuid4()}", "/healthz"):
+        response = await user.client.get(f"{path}?{query}", headers=user.headers)
+        assert response.status_code == 422 or path == user.tasks
+        assert len(response.content) < 10_000
+    assert time.perf_counter() - began < 2, "the first of these used to take seconds, and all are linear now"
+
+
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [
+        *(("completed", "is_completed"), ("isCompleted", "is_completed"), ("Title", "title"), ("desc", "description")),
+        *(("prio", "priority"), ("state", "status"), ("createdAt", "created_at"), ("ids", "id")),
+    ],
+)
+async def test_an_unknown_field_is_refused_with_the_known_one_that_is_like_it(
+    user: User, field: str, known: str
+) -> None:
+    for method, path in (("POST", ""), ("PATCH", f"/{uuid4()}")):
+        (entry,) = told(await user.call(method, path, json={"title": "x", field: 1}))
+        assert entry["msg"].startswith(f"Unknown field (did you mean {known}?); known are ")
+        assert ("id, " in entry["msg"]) is (method == "POST")
+
+
+async def test_an_unknown_field_that_is_like_none_is_refused_with_the_known_ones(user: User) -> None:
+    for method, path, known in (
+        ("POST", "", "id, title, description, status, priority, is_completed"),
+        ("PATCH", f"/{uuid4()}", "title, description, status, priority, is_completed"),
+        ("PATCH", f"/{uuid4()}/complete", "is_completed"),
+    ):
+        response = await user.call(method, path, json={"title": "x", "is_completed": True, "zzz": 1})
+        entry = told(response)[-1]
+        assert set(entry["msg"].removeprefix("Unknown field; known are ").split(", ")) == set(known.split(", "))
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"nan", b"[NaN]", b'{"x": [1, Infinity]}'])
+async def test_no_json_has_such_numbers_in_ignored_fields_neither(user: User, value: bytes) -> None:
+    path = f"/{(await user.create())['id']}"
+    for method, rest in (("POST", ""), ("PUT", path), ("PATCH", path), ("PATCH", path + "/complete")):
+        body = b'{"title": "x", "is_completed": true, "version": ' + value + b"}"
+        (entry,) = told(await user.call(method, rest, content=body, headers=JSON))
+        assert (entry["loc"], entry["type"]) == (["body"], "json_invalid")
+    assert len((await user.call("GET")).json()) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b'{"version": ' + b"1" * 60_000 + b"}", b"[" * 30_000 + b"]" * 30_000, b"[" + b"1," * 30_000 + b"1]"),
+        *(b'{"deleted_at": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", b'{"title": [' + b"[]," * 20_000 + b"1]}"),
+        *(
+            b'{"title": "' + b"x" * 65_000 + b'"}',
+            b'{"' + b"x" * 65_000 + b'": 1}',
+            b'{"title": ' + b"1" * 4_300 + b"}",
+        ),
+    ],
+)
+async def test_no_body_takes_a_long_answer(user: User, body: bytes) -> None:
+    path = f"/{(await user.create())['id']}"
+    for method, rest in (("POST", ""), ("PATCH", path), ("PATCH", path + "/complete")):
+        told(await user.call(method, rest, content=body, headers=JSON))
+
+
+# The other paths ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_bug_is_a_500_that_tells_nothing(
@@ -205,3 +325,28 @@ async def test_the_root_leads_to_the_documentation(client: httpx.AsyncClient) ->
     page = await client.get("/docs")
     assert page.headers["Content-Type"].startswith("text/html")
     assert "script-src 'self'" in page.headers["Content-Security-Policy"]
+
+
+async def test_whatever_is_not_below_api_can_neither_be_framed_nor_run_what_is_not_its_own(
+    client: httpx.AsyncClient,
+) -> None:
+    assets = [str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*") if file.is_file()]
+    assert not [asset for asset in assets if asset.endswith((".html", ".htm", ".svg", ".xml"))], "a page of its own"
+    paths = ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/nothing", "/api", "/docs/assets/docs.html"]
+    for path in [*paths, "/docs/", "/DOCS", "//api/x", *(f"/docs/assets/{asset}" for asset in assets)]:
+        for method in ("GET", "POST"):
+            response = await client.request(method, path)
+            policy = response.headers["Content-Security-Policy"]
+            assert "frame-ancestors 'none'" in policy, path
+            assert "default-src 'none'" in policy
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                assert path == "/docs"
+    too_much = await client.get("/docs", headers={"X-Padding": "x" * 33_000})
+    assert (too_much.status_code, "Content-Security-Policy" in too_much.headers) == (431, True)
+
+
+@pytest.mark.parametrize(
+    "path", ["x/" * 15_000, "..%2f" * 6_000, "%00", "x" * 5_000, "", "swagger-ui", "swagger-ui/", "..%2fdocs.html", "é"]
+)
+async def test_an_asset_that_is_not_there(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get("/docs/assets/" + path)).status_code == 404

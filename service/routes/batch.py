@@ -4,19 +4,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import queries
 from service.auth import authenticate
-from service.errors import Invalid, shown
+from service.errors import MOST_ENTRIES, Invalid, Wrong, shown
 from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.operations import Batch, BatchComplete, BatchCreate, BatchOperation, BatchResult, BatchUpdate
+from service.operations import KINDS, Batch, BatchComplete, BatchCreate, BatchOperation, BatchResult, BatchUpdate
 from service.queries import Change, Outcome
 from service.resource import Resource, describe
-from service.web import BATCH_BYTES, DETAILS, JsonResponse, entries, read_body, refuse_query
+from service.web import DETAILS, JsonResponse, read_batch, refuse_query, validated
 
+BATCH_ENTRIES = 200  # of all its operations' tasks together; beyond them each operation tells one
 TAKEN_BACK = Outcome(424, detail="Another operation failed")
 
 
@@ -30,8 +30,8 @@ async def run_batch(request: Request) -> Response:
     """
     user_id = await authenticate(request)
     refuse_query(request)
-    batch = await read_body(request, Batch, BATCH_BYTES)
-    changes = [_change(operation) for operation in batch.operations]
+    batch = validated(await read_batch(request), Batch)
+    changes = _changes(_operations(batch))
     outcomes = await queries.operate(request.app.state.db, user_id, changes, atomic=batch.atomic, dry_run=batch.dry_run)
     failed = batch.atomic and any(outcome.status >= 400 for outcome in outcomes)
     if failed:
@@ -40,29 +40,67 @@ async def run_batch(request: Request) -> Response:
     return JsonResponse(body, 409 if failed and not batch.dry_run else 200)
 
 
-def _change(operation: BatchOperation) -> Change | Outcome:
-    """Returns what the operation does, or its failure when its task is not as it should be."""
-    try:
-        match operation:
-            case BatchCreate():
-                return _create(operation, TaskCreate.model_validate(operation.task))
-            case BatchUpdate():
-                return Change("update", operation.id, operation.if_version, TaskUpdate.model_validate(operation.task))
-            case BatchComplete() if "task" in operation.model_fields_set:
-                wanted = TaskComplete.model_validate(operation.task)
-                task = TaskUpdate(is_completed=wanted.is_completed)
-                return Change("complete", operation.id, operation.if_version, task)
-            case _:
-                return Change(operation.op, operation.id, operation.if_version)
-    except ValidationError as error:
-        return Outcome(422, detail=entries(error))
+def _operations(batch: Batch) -> list[BatchOperation]:
+    """Returns the operations, each as its kind has to be; raises Wrong with what is wrong with all of them."""
+    found: list[BatchOperation] = []
+    told: list[Invalid] = []
+    count = 0
+    for number, operation in enumerate(batch.operations):
+        try:
+            found.append(_operation(operation, ["body", "operations", number], MOST_ENTRIES - len(told)))
+        except Wrong as wrong:
+            told += wrong.told
+            count += wrong.count
+    if count:
+        raise Wrong(told, count)
+    return found
 
 
-def _create(operation: BatchCreate, task: TaskCreate) -> Change | Outcome:
+def _operation(value: Any, place: list[str | int], most: int) -> BatchOperation:
+    kind = value.get("op") if isinstance(value, dict) else "delete"  # whichever: it is no object
+    if isinstance(kind, str) and kind in KINDS:
+        return validated(value, KINDS[kind], place, most)
+    if "op" not in value:
+        entry = Invalid(loc=[*place, "op"], msg="Field required", type="missing")
+    else:
+        message = f"Input should be one of {', '.join(KINDS)}, not {shown(kind)}"
+        entry = Invalid(loc=[*place, "op"], msg=message, type="literal_error")
+    raise Wrong([entry], 1, most)
+
+
+def _changes(operations: Sequence[BatchOperation]) -> list[Change | Outcome]:
+    """Returns what each operation does, or its failure when its task is not as it should be."""
+    found: list[Change | Outcome] = []
+    left = BATCH_ENTRIES
+    for operation in operations:
+        try:
+            found.append(_change(operation, min(MOST_ENTRIES, max(1, left))))
+        except Wrong as wrong:
+            left -= len(wrong.told)
+            found.append(Outcome(422, detail=wrong.detail))
+    return found
+
+
+def _change(operation: BatchOperation, most: int) -> Change:
+    match operation:
+        case BatchCreate():
+            return _create(operation, validated(operation.task, TaskCreate, most=most))
+        case BatchUpdate():
+            task = validated(operation.task, TaskUpdate, most=most)
+            return Change("update", operation.id, operation.if_version, task)
+        case BatchComplete() if "task" in operation.model_fields_set:
+            wanted = validated(operation.task, TaskComplete, most=most)
+            task = TaskUpdate(is_completed=wanted.is_completed)
+            return Change("complete", operation.id, operation.if_version, task)
+        case _:
+            return Change(operation.op, operation.id, operation.if_version)
+
+
+def _create(operation: BatchCreate, task: TaskCreate) -> Change:
     task_id = operation.id or task.id
     if "id" in task.model_fields_set and task.id != task_id:
         message = f"The operation has another id, not {shown(task.id)}"
-        return Outcome(422, detail=[Invalid(loc=["body", "id"], msg=message, type="contradiction")])
+        raise Wrong([Invalid(loc=["body", "id"], msg=message, type="contradiction")], 1)
     return Change("create", task_id, None, task)
 
 

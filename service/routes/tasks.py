@@ -12,7 +12,6 @@ from service.web import (
     created_response,
     idempotency_key,
     known_versions,
-    list_path,
     next_link,
     not_written,
     path_uuid,
@@ -48,7 +47,7 @@ async def list_tasks(request: Request) -> Response:
     page = await queries.search_tasks(request.app.state.db, user_id, search, known)
     headers = {} if page.total is None else {"X-Total-Count": str(page.total)}
     if page.last is not None:
-        headers["Link"] = next_link(request, list_path(user_id), next_query(query, search, user_id, page.last))
+        headers["Link"] = next_link(request, next_query(query, search, user_id, page.last))
     return read_response(page.tasks, f'W/"{page.version}"', headers)
 
 
@@ -67,7 +66,7 @@ async def create_task(request: Request) -> Response:
         created = await queries.insert_task(request.app.state.db, user_id, task)
     else:
         created = await queries.insert_task_once(request.app.state.db, user_id, task, key)
-    return created_response(user_id, created)
+    return created_response(request, created)
 
 
 @describe(200, "The task", errors=(404,), conditional=True)

@@ -10,7 +10,7 @@ const here = () => ({
 });
 
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json", // beside the page, whatever stands before it
   dom_id: "#docs",
   plugins: [here],
   deepLinking: true,
