@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN = .venv/bin
-NODE_MODULES = tests/better_auth/node_modules/.package-lock.json
+NODE_MODULES = $(patsubst %,tests/%/node_modules/.package-lock.json,better_auth generators)
 
 .PHONY: run test check bench lock
 
@@ -37,6 +37,7 @@ lock: .venv/dev.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
 
-# What the tests with a real Better Auth server need; they are skipped when there is no npm, or the net is away.
-$(NODE_MODULES): tests/better_auth/package-lock.json
-	@if command -v npm >/dev/null; then npm ci --prefix tests/better_auth --ignore-scripts --no-audit --no-fund && touch $@; fi || [ -z "$$CI" ]
+# What the tests with a real Better Auth server, and with others' generators, need; they are skipped when there is no
+# npm, or the net is away.
+$(NODE_MODULES): tests/%/node_modules/.package-lock.json: tests/%/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix tests/$* --ignore-scripts --no-audit --no-fund && touch $@; fi || [ -z "$$CI" ]

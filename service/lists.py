@@ -160,8 +160,9 @@ PARAMETERS: dict[str, Parameter] = {
     "trashed": Parameter(_boolean, "`true`: the trash instead of the live tasks", BOOLEAN, False),
     "sort": Parameter(
         _sort,
-        "what comes first; a leading `-` turns it round. Ties by `id`, nulls last, titles without regard to case",
-        {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")], "default": DEFAULT_SORT},
+        "what comes first: `-created_at` when it is not sent; a leading `-` turns it round. Ties by `id`, nulls last, "
+        "titles without regard to case",
+        {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")]},
         "-priority",
     ),
     "limit": Parameter(
@@ -175,7 +176,7 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "fields": Parameter(
         _several(FIELDS),
-        "the fields of each task; `id` always comes",
+        "the fields of each task, which then lacks the others; `id` always comes",
         _names_schema(FIELDS),
         ["id", "title", "is_completed"],
     ),

@@ -65,16 +65,21 @@ IsCompleted = Annotated[
 NOT_SENT: Any = None  # the default of a field that may be absent and is never null
 
 
-def without_null_defaults(schema: dict[str, Any]) -> None:
-    """Takes out of a model's JSON schema the defaults that only stand for "not sent"."""
-    for field in schema["properties"].values():
-        if field.get("default", ...) is None:
-            del field["default"]
-
-
 # A field that only the server writes: a client may send a whole task back, and it is ignored.
 READ_ONLY = {"readOnly": True}
-Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY, description="ignored: the server writes it")]
+Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY)]
+
+
+def _without_ignored(schema: dict[str, Any]) -> None:
+    """Leaves a body's ignored fields out of its JSON schema, but says that they may be sent.
+
+    As properties, read-only or not, they would be in every type that a generator makes for a client to send.
+    """
+    fields = schema["properties"]
+    schema["properties"] = {name: field for name, field in fields.items() if not field.get("readOnly")}
+    schema["propertyNames"] = {"enum": [*fields]}
+    del schema["additionalProperties"]
+    schema["description"] += " Fields of a task that only the server writes may be sent as well, and are ignored."
 
 
 def writable(model: type[BaseModel]) -> list[str]:
@@ -85,7 +90,7 @@ def writable(model: type[BaseModel]) -> list[str]:
 class Body(BaseModel):
     """A request body: nothing is coerced, and a field that no task has is an error."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=without_null_defaults)
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_without_ignored)
 
     user_id: Ignored = None
     completed_at: Ignored = None
@@ -96,13 +101,13 @@ class Body(BaseModel):
 
 
 def _with_agreement(schema: dict[str, Any]) -> None:
-    without_null_defaults(schema)
-    schema["not"] = {
-        "required": ["status", "is_completed"],
-        "anyOf": [
-            {"properties": {"status": {"const": "completed"}, "is_completed": {"const": False}}},
-            {"properties": {"status": {"enum": ["pending", "in_progress"]}, "is_completed": {"const": True}}},
-        ],
+    _without_ignored(schema)
+    schema["dependentSchemas"] = {  # some generators make types of what stands in a `not` or `anyOf`
+        "status": {
+            "if": {"properties": {"status": {"const": "completed"}}},
+            "then": {"properties": {"is_completed": {"const": True}}},
+            "else": {"properties": {"is_completed": {"const": False}}},
+        }
     }
 
 
@@ -132,7 +137,7 @@ class TaskCreate(TaskBody):
     id: TaskId = Field(default_factory=lambda: str(uuid4()), description="made by the server when it is not sent")
     title: Title
     description: Description | None = None
-    priority: Priority = "medium"
+    priority: Priority = Field(default="medium", description="`medium` when it is not sent")
 
     @property
     def initial_status(self) -> Status:

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from functools import cache
 from inspect import getdoc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
 from starlette.routing import BaseRoute
 
 from service.auth import USER_ID_LENGTH
-from service.lists import Parameter
-from service.models import Task, TaskComplete, TaskCreate, TaskUpdate
+from service.lists import FIELDS, SORTS, Parameter
+from service.models import Priority, Status, Task, TaskComplete, TaskCreate, TaskUpdate
 from service.operations import Batch, BatchResult
 from service.resource import Description, Operation, Resource
 
@@ -22,6 +23,34 @@ Json = dict[str, Any]
 
 MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult)
 REF = "#/components/schemas/"
+
+# Values that stand in many places: with a name of their own, generators make one type of them instead of many.
+ENUMS: dict[str, Json] = {
+    "TaskStatus": {"type": "string", "enum": [*get_args(Status)]},
+    "TaskPriority": {"type": "string", "enum": [*get_args(Priority)]},
+    "TaskField": {"type": "string", "enum": [*FIELDS]},
+    "TaskSort": {
+        "type": "string",
+        "enum": [sign + name for name in SORTS for sign in ("", "-")],
+        # what generators call the values, where a name cannot begin with a -
+        "x-enum-varnames": [name.upper() + suffix for name in SORTS for suffix in ("", "_DESCENDING")],
+    },
+}
+HEALTH: Json = {
+    "type": "object",
+    "properties": {"status": {"type": "string", "const": "ok"}},
+    "required": ["status"],
+    "additionalProperties": False,
+}
+BEARER: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": (
+        "A JWT whose `sub` is the user. To try the service out, `python -m service token USER` prints one. A page gets "
+        "its user's from Better Auth: `(await authClient.token()).data.token`, with the JWT plugin."
+    ),
+}
 
 # What every operation below /api/ can answer, and what those with a body can.
 API_ERRORS = (401, 422, 431, 500, 503)
@@ -118,19 +147,18 @@ BATCH_CONFLICT: Json = {
 
 PATH_PARAMETERS: dict[str, Json] = {
     "user_id": {
-        "description": "the token's `sub`, or `me`",
+        "description": "the token's `sub`, or `me`, which stands for it",
         "schema": {"type": "string", "minLength": 1, "maxLength": USER_ID_LENGTH},
-        "example": "demo",
+        "example": "me",  # the one example that Swagger UI may fill in: it is right for every token
     },
-    "task_id": {"schema": {"type": "string", "format": "uuid"}, "example": TASK_EXAMPLE["id"]},
+    "task_id": {"schema": {"type": "string", "format": "uuid"}},
 }
 
 IF_NONE_MATCH: Json = {
     "name": "If-None-Match",
     "in": "header",
     "description": "the `ETag` of an earlier answer: a 304 when nothing has changed since; browsers send it themselves",
-    "schema": {"type": "string"},
-    "example": 'W/"7"',
+    "schema": {"type": "string", "examples": ['W/"7"']},
 }
 
 IF_MATCH: Json = {
@@ -140,8 +168,8 @@ IF_MATCH: Json = {
     "schema": {
         "type": "string",
         "pattern": r'^(\*|(W/)?"[!#-~]*"([ \t]*,[ \t]*(W/)?"[!#-~]*")*)$',
+        "examples": ['"7"'],
     },
-    "example": "*",
 }
 IDEMPOTENCY_KEY: Json = {
     "name": "Idempotency-Key",
@@ -156,13 +184,17 @@ IDEMPOTENCY_KEY: Json = {
 
 def document(routes: Sequence[BaseRoute]) -> bytes:
     """Returns the document, as JSON, for those of the routes that describe themselves."""
-    paths: dict[str, Json] = {}
-    for route in routes:
-        if isinstance(route, Resource):
-            paths[route.path] = {
-                method.lower(): _described(route, operation) for method, operation in route.operations.items()
-            }
-    _, schemas = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF + "{model}")
+    resources = [route for route in routes if isinstance(route, Resource)]
+    resources.sort(key=lambda route: (not route.path.startswith("/api/"), route.path.count("/")))
+    paths = {
+        route.path: {method.lower(): _described(route, operation) for method, operation in route.operations.items()}
+        for route in resources  # first the list and what creates, last what people seldom call
+    }
+    _, models = models_json_schema(
+        [(model, "validation") for model in MODELS], ref_template=REF + "{model}", schema_generator=_Schemas
+    )
+    schemas: Json = {}
+    _with_references([*models["$defs"].values()], schemas)
     return json.dumps(
         {
             "openapi": "3.1.0",
@@ -175,16 +207,16 @@ def document(routes: Sequence[BaseRoute]) -> bytes:
                 ),
             },
             "tags": [{"name": "tasks"}, {"name": "health"}],
-            "paths": paths,
+            "paths": _with_references(paths, schemas),
             "components": {
-                "schemas": schemas["$defs"]
-                | {"TaskFields": _of_which_some(schemas["$defs"]["Task"])}
-                | {"Error": _error_schema({"type": "string"}), "Invalid": _INVALID},
+                "schemas": schemas
+                | {"Health": HEALTH, "Problem": _problem({"type": "string"}), "ValidationProblem": _VALIDATION_PROBLEM}
+                | ENUMS,
                 "headers": {
                     name: {"schema": schema} | ({"description": text} if text else {})
                     for name, (text, schema) in HEADERS.items()
                 },
-                "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+                "securitySchemes": {"bearer": BEARER},
             },
         },
         ensure_ascii=False,
@@ -196,6 +228,35 @@ def service_version() -> str:
     """Returns the version in pyproject.toml."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     return str(project["version"])
+
+
+class _Schemas(GenerateJsonSchema):
+    """Leaves out what confuses generators: a field's title (a type's name to some), and its default.
+
+    openapi-typescript takes what has a default for always there, in a request, too; the descriptions tell it.
+    """
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def _with_references(node: Any, schemas: Json) -> Any:
+    """Returns the same with a reference in the place of all that has a name, which is put into the schemas."""
+    if isinstance(node, list):
+        return [_with_references(item, schemas) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "title" in node and (node.get("type") == "object" or "oneOf" in node):
+        name = node["title"]
+        schemas[name] = {key: _with_references(value, schemas) for key, value in node.items()}
+        return {"$ref": REF + name}
+    for name, schema in ENUMS.items():
+        if node.get("enum") == schema["enum"]:
+            return {key: value for key, value in node.items() if key not in ("enum", "type")} | {"$ref": REF + name}
+    return {key: _with_references(value, schemas) for key, value in node.items()}
 
 
 def _described(route: Resource, operation: Operation) -> Json:
@@ -242,13 +303,14 @@ def _described(route: Resource, operation: Operation) -> Json:
 
 
 def _query_parameter(name: str, parameter: Parameter) -> Json:
-    found: Json = {"name": name, "in": "query", "schema": parameter.schema}
+    found: Json = {"name": name, "in": "query", "schema": parameter.schema.copy()}
     if parameter.schema["type"] == "array":
-        found |= {"style": "form", "explode": False}  # with commas
+        found |= {"style": "form", "explode": True}
     if parameter.description:
         found["description"] = parameter.description
     if parameter.example is not None:
-        found["example"] = parameter.example
+        # not the parameter's: Swagger UI fills that in, and no task passes all filters at once
+        found["schema"]["examples"] = [parameter.example]
     return found
 
 
@@ -258,12 +320,9 @@ def _success(described: Description) -> Json:
         extra += ("Idempotent-Replayed",)
     response: Json = {"description": described.result, "headers": _headers(described, extra)}
     if described.health:
-        response["content"] = _json({"const": {"status": "ok"}}, {"status": "ok"})
+        response["content"] = _json({"$ref": REF + "Health"}, {"status": "ok"})
     elif described.many:
-        response["content"] = _json(
-            {"type": "array", "items": {"anyOf": [{"$ref": REF + "Task"}, {"$ref": REF + "TaskFields"}]}},
-            [TASK_EXAMPLE],
-        )
+        response["content"] = _json({"type": "array", "items": {"$ref": REF + "Task"}}, [TASK_EXAMPLE])
     elif described.answer is not None:
         response["content"] = _json({"$ref": REF + described.answer.__name__}, ANSWERS[described.answer])
     elif described.status != 204:
@@ -281,7 +340,7 @@ def _failure(status: int, described: Description) -> Json:
         "headers": _headers(described, extra),
         "content": _json({"$ref": REF + described.answer.__name__}, BATCH_CONFLICT)
         if status == 409 and described.answer is not None
-        else _json({"$ref": REF + ("Invalid" if status == 422 else "Error")}, {"detail": detail}),
+        else _json({"$ref": REF + ("ValidationProblem" if status == 422 else "Problem")}, {"detail": detail}),
     }
 
 
@@ -290,16 +349,11 @@ def _headers(described: Description, extra: tuple[str, ...]) -> Json:
     return {name: {"$ref": "#/components/headers/" + name} for name in names}
 
 
-def _of_which_some(task: Json) -> Json:
-    """Returns the schema of a task of which only some fields were asked for."""
-    return task | {"title": "TaskFields", "description": "The fields that were asked for", "required": ["id"]}
-
-
 def _json(schema: Json, example: Any) -> Json:
     return {"application/json": {"schema": schema, "example": example}}
 
 
-def _error_schema(detail: Json) -> Json:
+def _problem(detail: Json) -> Json:
     return {
         "type": "object",
         "properties": {"detail": detail},
@@ -308,24 +362,4 @@ def _error_schema(detail: Json) -> Json:
     }
 
 
-_INVALID = _error_schema(
-    {
-        "type": "array",
-        "minItems": 1,
-        "items": {
-            "type": "object",
-            "properties": {
-                "loc": {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {"type": ["string", "integer"]},
-                    "description": "`body`, `query`, `path` or `header`, then the field's name",
-                },
-                "msg": {"type": "string"},
-                "type": {"type": "string"},
-            },
-            "required": ["loc", "msg", "type"],
-            "additionalProperties": False,
-        },
-    }
-)
+_VALIDATION_PROBLEM = _problem({"type": "array", "minItems": 1, "items": {"$ref": REF + "InvalidField"}})

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation
 
-from service.models import NOT_SENT, Task, TaskComplete, TaskCreate, TaskId, TaskUpdate, without_null_defaults
+from service.models import NOT_SENT, Task, TaskComplete, TaskCreate, TaskId, TaskUpdate
 
 OPERATIONS = 100  # at most in one batch
 
@@ -24,7 +24,7 @@ IfVersion = Annotated[
 class _Part(BaseModel):
     """Nothing is coerced, and nothing that is unknown is accepted."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=without_null_defaults)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class _Existing(_Part):
@@ -36,7 +36,7 @@ class _Existing(_Part):
 # Neither is an operation, whose kind says what it has to be: `read_operations` in routes/batch.py does it.
 
 
-class Create(_Part):
+class BatchCreate(_Part):
     """Creates a task, whose `id` may stand here or in the task."""
 
     op: Literal["create"]
@@ -44,68 +44,78 @@ class Create(_Part):
     task: SkipValidation[TaskCreate]
 
 
-class Update(_Existing):
+class BatchUpdate(_Existing):
     """Changes exactly the fields that are sent."""
 
     op: Literal["update"]
     task: SkipValidation[TaskUpdate]
 
 
-class Complete(_Existing):
+class BatchComplete(_Existing):
     """Completes or reopens a task: without `task` it toggles."""
 
     op: Literal["complete"]
     task: SkipValidation[TaskComplete] = NOT_SENT
 
 
-class Delete(_Existing):
+class BatchDelete(_Existing):
     """Moves a task to the trash."""
 
     op: Literal["delete"]
 
 
-class Restore(_Existing):
+class BatchRestore(_Existing):
     """Takes a task out of the trash."""
 
     op: Literal["restore"]
 
 
-Operation = Annotated[Create | Update | Complete | Delete | Restore, Field(discriminator="op")]
-KINDS: dict[str, type[Create | Update | Complete | Delete | Restore]] = {
-    "create": Create,
-    "update": Update,
-    "complete": Complete,
-    "delete": Delete,
-    "restore": Restore,
+BatchOperation = Annotated[
+    BatchCreate | BatchUpdate | BatchComplete | BatchDelete | BatchRestore, Field(discriminator="op")
+]
+KINDS: dict[str, type[BatchCreate | BatchUpdate | BatchComplete | BatchDelete | BatchRestore]] = {
+    "create": BatchCreate,
+    "update": BatchUpdate,
+    "complete": BatchComplete,
+    "delete": BatchDelete,
+    "restore": BatchRestore,
 }
 
 
 class Batch(_Part):
     """Operations, to be done in their order."""
 
-    operations: Annotated[list[SkipValidation[Operation]], Field(min_length=1, max_length=OPERATIONS)]
-    atomic: bool = Field(default=True, description="whether one failure takes everything back")
-    dry_run: bool = Field(default=False, description="whether everything is taken back, and only the answer kept")
+    operations: Annotated[
+        list[Annotated[SkipValidation[BatchOperation], Field(title="BatchOperation")]],
+        Field(min_length=1, max_length=OPERATIONS),
+    ]
+    atomic: bool = Field(
+        default=True, description="whether one failure takes everything back; true when it is not sent"
+    )
+    dry_run: bool = Field(
+        default=False,
+        description="whether everything is taken back, and only the answer kept; false when it is not sent",
+    )
 
 
-class Entry(BaseModel):
-    """One thing that is wrong in an operation's `task`, as the single request would have been told."""
+class InvalidField(BaseModel):
+    """One thing that is wrong: where, what, and a name for it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    loc: list[str | int]
+    loc: list[str | int] = Field(min_length=1, description="`body`, `query`, `path` or `header`, then the field's name")
     msg: str
     type: str
 
 
-class Result(BaseModel):
+class BatchResultItem(BaseModel):
     """What the single request would have been answered; 424 when it was taken back because of another one."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=without_null_defaults)
+    model_config = ConfigDict(extra="forbid")
 
     status: Literal[200, 201, 204, 404, 409, 412, 422, 424]
     task: Task = NOT_SENT
-    detail: str | list[Entry] = NOT_SENT
+    detail: str | list[InvalidField] = NOT_SENT
 
 
 class BatchResult(BaseModel):
@@ -114,4 +124,4 @@ class BatchResult(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     committed: bool = Field(description="whether what succeeded is kept")
-    results: list[Result]
+    results: list[BatchResultItem]

@@ -84,6 +84,7 @@ class Client:
 
     def __init__(self, service: Served, user: str | None = None) -> None:
         self.user = user or f"user-{uuid4()}"
+        self.address = service.address
         self.tasks = f"{service.address}/api/{quote(self.user, safe='')}/tasks"
         self.headers = {"Authorization": f"Bearer {make_token(self.user)}"}
 

@@ -1,9 +1,7 @@
 """With the real thing: users sign up and in at a Better Auth server, and a TypeScript client works on their tasks."""
 
-import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -23,6 +21,7 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, SECRET, Served, empty_database, make_token, serving, wait_until
+from tests.node import node_with, run
 from tests.processes import stop
 
 PACKAGE = ROOT / "tests" / "better_auth"
@@ -32,18 +31,8 @@ PASSWORD = "correct horse battery staple"  # noqa: S105
 
 @pytest.fixture(scope="module", autouse=True)
 def node() -> str:
-    """The path of Node.js, whose packages are there; skips the tests without, but for CI."""
-    executable = shutil.which("node")
-    missing = None
-    if executable is None:
-        missing = "no Node.js found: install version 20 or newer, with npm"
-    elif not (NODE_MODULES / ".package-lock.json").exists():
-        missing = "no Better Auth found: run `npm ci --prefix tests/better_auth`"
-    if missing is not None and os.environ.get("CI"):
-        pytest.fail(missing, pytrace=False)
-    if missing is not None:
-        pytest.skip(missing)
-    return str(executable)
+    """The path of Node.js, whose packages are there."""
+    return node_with(PACKAGE)
 
 
 class BetterAuth:
@@ -289,37 +278,7 @@ def test_a_token_outlives_its_expiry(node: str, folder: Path, database_url: str)
         assert person.call(service, person.token()).status_code == 200
 
 
-# TypeScript -----------------------------------------------------------------------------------------------------------
-
-
-def run(*command: str, folder: Path) -> str:
-    """Runs the command in the folder; returns its standard output."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_a_typed_client_uses_every_operation(node: str, auth: BetterAuth, service: Served, tmp_path: Path) -> None:
-    person = auth.sign_up()
-    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
-    for name in ("client.ts", "tsconfig.json", "package.json"):
-        shutil.copy(PACKAGE / name, tmp_path)
-    binaries = NODE_MODULES / ".bin"
-    document = httpx.get(service.address + "/openapi.json").json()
-    (tmp_path / "openapi.json").write_text(json.dumps(document))
-    options = ["-o", "schema.d.ts", "--default-non-nullable=false"]  # as in the README
-    run(str(binaries / "openapi-typescript"), "openapi.json", *options, folder=tmp_path)
-    compiler = str(binaries / "tsc")
-    run(compiler, folder=tmp_path)
-    called = run(node, "out/client.js", service.address, person.id, person.token(), folder=tmp_path)
-    operations = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
-    assert set(json.loads(called)) == operations
-
-    program = (tmp_path / "client.ts").read_text()
-    (tmp_path / "client.ts").write_text(re.sub(r"  async healthz\(\) \{.*?\n  \},\n", "", program, flags=re.DOTALL))
-    lacking = subprocess.run([compiler], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "Property 'healthz' is missing" in lacking.stdout, "an operation that nobody uses does not compile"
-
+# The README's code ----------------------------------------------------------------------------------------------------
 
 USE_OF_THE_README = """
 import { createAuthClient } from "better-auth/client";

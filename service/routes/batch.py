@@ -11,7 +11,7 @@ from service import queries
 from service.auth import authenticate
 from service.errors import MOST_ENTRIES, Invalid, Wrong, shown
 from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.operations import KINDS, Batch, BatchResult, Complete, Create, Operation, Update
+from service.operations import KINDS, Batch, BatchComplete, BatchCreate, BatchOperation, BatchResult, BatchUpdate
 from service.queries import Change, Outcome
 from service.resource import Resource, describe
 from service.web import DETAILS, JsonResponse, read_batch, refuse_query, validated
@@ -40,9 +40,9 @@ async def run_batch(request: Request) -> Response:
     return JsonResponse(body, 409 if failed and not batch.dry_run else 200)
 
 
-def _operations(batch: Batch) -> list[Operation]:
+def _operations(batch: Batch) -> list[BatchOperation]:
     """Returns the operations, each as its kind has to be; raises Wrong with what is wrong with all of them."""
-    found: list[Operation] = []
+    found: list[BatchOperation] = []
     told: list[Invalid] = []
     count = 0
     for number, operation in enumerate(batch.operations):
@@ -56,7 +56,7 @@ def _operations(batch: Batch) -> list[Operation]:
     return found
 
 
-def _operation(value: Any, place: list[str | int], most: int) -> Operation:
+def _operation(value: Any, place: list[str | int], most: int) -> BatchOperation:
     kind = value.get("op") if isinstance(value, dict) else "delete"  # whichever: it is no object
     if isinstance(kind, str) and kind in KINDS:
         return validated(value, KINDS[kind], place, most)
@@ -68,7 +68,7 @@ def _operation(value: Any, place: list[str | int], most: int) -> Operation:
     raise Wrong([entry], 1, most)
 
 
-def _changes(operations: Sequence[Operation]) -> list[Change | Outcome]:
+def _changes(operations: Sequence[BatchOperation]) -> list[Change | Outcome]:
     """Returns what each operation does, or its failure when its task is not as it should be."""
     found: list[Change | Outcome] = []
     left = BATCH_ENTRIES
@@ -81,14 +81,14 @@ def _changes(operations: Sequence[Operation]) -> list[Change | Outcome]:
     return found
 
 
-def _change(operation: Operation, most: int) -> Change:
+def _change(operation: BatchOperation, most: int) -> Change:
     match operation:
-        case Create():
+        case BatchCreate():
             return _create(operation, validated(operation.task, TaskCreate, most=most))
-        case Update():
+        case BatchUpdate():
             task = validated(operation.task, TaskUpdate, most=most)
             return Change("update", operation.id, operation.if_version, task)
-        case Complete() if "task" in operation.model_fields_set:
+        case BatchComplete() if "task" in operation.model_fields_set:
             wanted = validated(operation.task, TaskComplete, most=most)
             task = TaskUpdate(is_completed=wanted.is_completed)
             return Change("complete", operation.id, operation.if_version, task)
@@ -96,7 +96,7 @@ def _change(operation: Operation, most: int) -> Change:
             return Change(operation.op, operation.id, operation.if_version)
 
 
-def _create(operation: Create, task: TaskCreate) -> Change:
+def _create(operation: BatchCreate, task: TaskCreate) -> Change:
     task_id = operation.id or task.id
     if "id" in task.model_fields_set and task.id != task_id:
         message = f"The operation has another id, not {shown(task.id)}"

@@ -26,7 +26,7 @@ from service.web import (
 
 @describe(
     200,
-    "The tasks: newest first, or as asked for",
+    "The tasks: newest first, or as asked for. With `fields` they have those alone, and less than their type says",
     many=True,
     headers=("Link", "X-Total-Count"),
     query=PARAMETERS,
@@ -35,9 +35,8 @@ from service.web import (
 async def list_tasks(request: Request) -> Response:
     """List the user's tasks.
 
-    Without parameters: all live tasks, newest first. The parameters combine, with "and"; each is given once. A page is
+    Without parameters: all live tasks, newest first. The parameters combine, with "and". A page is
     followed by the one in its `Link`; a task that stays put is seen exactly once, whatever is written between pages.
-    With `fields`, tasks have those fields alone.
     """
     user_id = await authenticate(request)
     query, known = request.scope["query_string"], known_versions(request)

@@ -1,6 +1,6 @@
 // Every operation of the service, called with the types that openapi-typescript makes of its document.
 import createClient from "openapi-fetch";
-import type { components, operations, paths } from "./schema.js";
+import type { components, operations, paths } from "./made";
 
 declare const process: { argv: [string, string, string, string, string]; exitCode?: number };
 
@@ -40,13 +40,19 @@ const uses: Record<keyof operations, () => Promise<void>> = {
       body: { title: " " },
     });
     expect(response.status === 422 && error !== undefined, "a blank title");
-    const detail: components["schemas"]["Invalid"]["detail"] | string = error.detail;
+    const detail: components["schemas"]["ValidationProblem"]["detail"] | string = error.detail;
     expect(typeof detail !== "string" && detail[0]?.loc.join(".") === "body.title", "where it is wrong");
   },
   async list_tasks() {
     const task = await created("Buy bread");
-    const { data } = await client.GET("/api/{user_id}/tasks", { params: { path: { user_id } } });
-    expect(data?.[0]?.id === task.id, "list");
+    const done = await client.POST("/api/{user_id}/tasks", {
+      params: { path: { user_id } },
+      body: { title: "Bought", status: "completed" },
+    });
+    const { data } = await client.GET("/api/{user_id}/tasks", {
+      params: { path: { user_id }, query: { status: ["pending", "in_progress"] } },
+    });
+    expect(data?.[0]?.id === task.id && data.every(({ id }) => id !== done.data?.id), "list");
   },
   async find_task() {
     const task = await created("Buy eggs");
@@ -105,5 +111,9 @@ const uses: Record<keyof operations, () => Promise<void>> = {
   },
 };
 
-for (const use of Object.values(uses)) await use();
-console.log(JSON.stringify([...called].sort()));
+async function main() {
+  for (const use of Object.values(uses)) await use();
+  console.log(JSON.stringify([...called].sort()));
+}
+
+main();

@@ -1,0 +1,31 @@
+import { createTask, findTask, listTasks, type Task, type ValidationProblem } from "./made";
+import { client } from "./made/client.gen";
+
+declare const process: { argv: [string, string, string, string, string] };
+const [, , , user_id, token] = process.argv;
+client.setConfig({ auth: token }); // the service's address is the document's
+
+async function main() {
+  const listed = await listTasks({
+    path: { user_id },
+    query: { status: ["pending", "in_progress"], sort: "title" },
+  });
+  const tasks: Task[] = listed.data ?? [];
+  const created = await createTask({ path: { user_id }, body: { title: "Buy milk", priority: "high" } });
+  const invalid = await createTask({
+    path: { user_id },
+    body: { title: "Buy milk", status: "completed", is_completed: false },
+  });
+  const missing = await findTask({ path: { user_id, task_id: crypto.randomUUID() } });
+  const problem = invalid.error as ValidationProblem;
+  console.log(
+    JSON.stringify({
+      listed: tasks.map((task) => task.title),
+      created: created.data,
+      invalid: problem.detail.map((field) => [field.loc, field.type]),
+      missing: [missing.response?.status, missing.error?.detail],
+    }),
+  );
+}
+
+main();
