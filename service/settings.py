@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
+    keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
