@@ -157,7 +157,7 @@ class Chunks:
                 size = NEXT_SIZE
                 self._has_ended = left == 0
             else:
-                _check_part_of_a_size(data, at)
+                _check_part_of_a_size(data, at, is_first=size is FIRST_SIZE)
                 break
         self._left, self._size = left, size
         return b"".join(parts), at
@@ -190,8 +190,8 @@ def _framed(framing: list[tuple[bytes, bytes]], version: str) -> Body | None:
     return Length(int(value)) if int(value) else None
 
 
-def _check_part_of_a_size(data: bytes, at: int) -> None:
-    if data.find(b"\n", at + len(b"\r\n"), at + LINE_BYTES) >= 0:
+def _check_part_of_a_size(data: bytes, at: int, *, is_first: bool) -> None:
+    if data.find(b"\n", at if is_first else at + len(b"\r\n"), at + LINE_BYTES) >= 0:
         raise bad_request("a chunk begins with its size, a hexadecimal number, and its data end with CRLF")
     if len(data) - at >= LINE_BYTES:
         raise bad_request(f"a chunk's extensions have at most {EXTENSION_BYTES} bytes")

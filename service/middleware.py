@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 HEADER_BYTES = 32 * 1024  # of request line and headers; browsers and proxies stay below 16 KiB
-LINE_BYTES, FIELD_BYTES = len(b" ? HTTP/1.1\r\n"), len(b": \r\n")  # what stands between their parts
+LINE_BYTES, FIELD_BYTES = len(b"  HTTP/1.1\r\n"), len(b": \r\n")  # what stands between their parts
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID, X-Request-Id"
@@ -125,7 +125,9 @@ class _Exchange:
         self._send = send
         self.waits: list[float] = []  # milliseconds, one for each wait for the database
         self.status = 0
-        self.header_bytes = len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"]) + LINE_BYTES
+        query = scope["query_string"]
+        target_bytes = len(scope["raw_path"]) + len(query) + bool(query)
+        self.header_bytes = len(scope["method"]) + target_bytes + LINE_BYTES
         self.is_preflight = False
         self.is_forwarded = False
         self.cors: Headers = []

@@ -380,6 +380,7 @@ class Exchange:
             await app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:  # uvicorn's, when the time for shutting down is over
             self._give_up(unavailable("Service unavailable"))
+            self._connection.transport.close()
             raise
         except Exception:
             log.exception("The application failed")
