@@ -72,8 +72,8 @@ class Head:
     def _find_target(self) -> None:
         try:
             target = parse_url(self._url)
-            self.path: bytes = target.path
-            self.path.decode("ascii")
+            self.raw_path: bytes = target.path
+            self.path = self.raw_path.decode("ascii")
         except (HttpParserError, UnicodeDecodeError, AttributeError):  # a target without a path: None
             raise bad_request("the target has no path, or characters that must be encoded") from None
         self.query: bytes = target.query or b""

@@ -47,7 +47,7 @@ CLOSING_SECONDS = 0.2  # for a request that may be on its way, when the process 
 
 NEVER = math.inf
 ASGI = {"version": "3.0", "spec_version": "2.3"}
-STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 WRONG_LENGTH = "the answer's body is not as long as it says"
@@ -67,6 +67,7 @@ class Protocol(asyncio.Protocol):
         self.state = server_state
         self._app: ASGIApp = config.loaded_app
         self._root_path: str = config.root_path
+        self._raw_root_path = self._root_path.encode("ascii")
         self._idle_seconds: float = config.timeout_keep_alive
         self._app_state = app_state
         self._deadline = self.loop.time() + HEAD_SECONDS
@@ -199,7 +200,7 @@ class Protocol(asyncio.Protocol):
             raise Problem(431, f"Request headers too large: over {HEAD_BYTES} bytes, and no end")
 
     def _scope(self, head: Head) -> Scope:
-        path = head.path.decode("ascii")
+        path = unquote(head.path) if "%" in head.path else head.path
         return {
             "type": "http",
             "asgi": ASGI,
@@ -209,8 +210,8 @@ class Protocol(asyncio.Protocol):
             "scheme": "http",
             "method": head.method,
             "root_path": self._root_path,
-            "path": self._root_path + (unquote(path) if "%" in path else path),
-            "raw_path": self._root_path.encode("ascii") + head.path,
+            "path": self._root_path + path,
+            "raw_path": self._raw_root_path + head.raw_path,
             "query_string": head.query,
             "headers": head.headers,
             "state": self._app_state.copy(),
@@ -250,13 +251,11 @@ class Protocol(asyncio.Protocol):
 
     # What is answered
 
-    def write(self, *parts: bytes) -> None:
-        """Writes, each part with a system call of its own."""
-        if self.transport.is_closing():
-            return
-        for part in parts:
-            self._written += len(part)
-            self.transport.write(part)
+    def write(self, data: bytes) -> None:
+        """Writes, with a system call."""
+        if not self.transport.is_closing():
+            self._written += len(data)
+            self.transport.write(data)
 
     def loses_its_place(self, exchange: "Exchange") -> bool:
         """Tells whether nobody can say where the next request will begin, or it would take too long to get there."""
@@ -271,7 +270,8 @@ class Protocol(asyncio.Protocol):
             self._end(gently=self._body is not None or bool(self._rest))
         elif self._body is None:
             self._be_idle()
-            self._advance()
+            if self._rest:
+                self._advance()
         else:
             self.go_on_with_body()
 
@@ -451,6 +451,8 @@ class Exchange:
         if not self._has_client:
             return
         if message["type"] == "http.response.start":
+            if self.has_begun:
+                raise RuntimeError("the answer has begun")
             self._start = message
             return
         body, is_followed = message.get("body", b""), message.get("more_body", False)
@@ -476,7 +478,8 @@ class Exchange:
         if len(body) < LARGE_BYTES:
             self._connection.write(b"".join((head, b"\r\n", body)))
         else:  # a copy would take longer than a second system call, while everybody else waits
-            self._connection.write(head + b"\r\n", body)
+            self._connection.write(head + b"\r\n")
+            self._connection.write(body)
         self._finish()
 
     def _write_head(self, start: Message) -> None:
@@ -523,9 +526,9 @@ class Exchange:
 
 def head_bytes(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Returns an answer's head without the empty line. Raises ValueError when a header would end its line."""
-    lines = [b"%b: %b\r\n" % header for header in headers]
-    head = STATUS_LINES[status] + b"".join(lines)
-    if head.count(b"\n") + head.count(b"\r") != 2 * (len(lines) + 1) or b"\0" in head:
+    lines = [STATUS_LINES[status], *map(b": ".join, headers), b""]
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") + head.count(b"\r") != 2 * (len(lines) - 1) or b"\0" in head:
         raise ValueError("a header's value would end its line")
     return head
 

@@ -95,6 +95,11 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
     pass
 
 
+async def answers_twice(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, 200, b"first")
+    await answer(send, 200, b"second")
+
+
 async def slow(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.sleep(1)
     await answer(send, 200, await body_of(receive))
@@ -119,6 +124,7 @@ DOES = {
     "/injection": injection,
     "/fails": fails,
     "/nothing": nothing,
+    "/answers-twice": answers_twice,
     "/slow": slow,
     "/until-gone": until_gone,
     "/hangs": hangs,
@@ -730,11 +736,16 @@ def test_a_body_that_nobody_wants_is_dropped(wire: Wire, size: int, is_chunked: 
     assert wire.answer()[0] == 200
 
 
-def test_a_body_too_large_to_drop_costs_the_connection_but_not_the_answer(wire: Wire) -> None:
-    wire.send(get("/early", f"Content-Length: {protocol.DROPPED_BYTES + 1}", method="POST"))
-    wire.send(b"x" * 1000, SMUGGLED, b"x" * (protocol.DROPPED_BYTES - 999 - len(SMUGGLED)))
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_body_too_large_to_drop_costs_the_connection_but_not_the_answer(wire: Wire, at_once: bool) -> None:
+    size = protocol.DROPPED_BYTES * 3 if at_once else protocol.DROPPED_BYTES + 1
+    head = get("/early", f"Content-Length: {size}", method="POST")
+    body = SMUGGLED + b"x" * (size - len(SMUGGLED))
+    wire.send(*[head + body] if at_once else [head])
     status, headers, _ = wire.answer()
     assert (status, headers["Connection"]) == (401, "close")
+    if not at_once:
+        wire.send(body)
     assert wire.rest() == b""
 
 
@@ -895,6 +906,13 @@ def test_an_application_that_fails(connect: Connect, caplog: pytest.LogCaptureFi
         assert is_refused(wire, 500) == "Internal server error"
     if path != "/nothing":
         is_told_in_the_log(caplog)
+
+
+def test_an_application_that_answers_twice(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    wire.send(get("/answers-twice"))
+    assert wire.answer()[2] == b"first"
+    works(wire)
+    is_told_in_the_log(caplog)
 
 
 # The end of the process -----------------------------------------------------------------------------------------------
