@@ -37,7 +37,6 @@ TOKEN_HOURS = 12
 TRASH_DAYS = 30  # what DELETE says of the trash
 MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
 SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s that load balancers keep an idle connection
 SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications run under the same
     "loop": "uvloop",
     "http": Protocol,
@@ -46,7 +45,6 @@ SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications ru
     "access_log": False,
     "proxy_headers": False,  # the service reads them itself, and only where there are any
     "server_header": False,
-    "timeout_keep_alive": KEEP_ALIVE_SECONDS,
     "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
 }
 DEMO_USER = "demo"
@@ -96,6 +94,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
             "service.__main__:application",
             factory=True,
             workers=settings.web_concurrency,
+            timeout_keep_alive=settings.keep_alive,
             **SERVER_OPTIONS,
         )
         print(_welcome(settings, listener), flush=True)

@@ -29,7 +29,8 @@ from service.web import error_response, problem_of
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-HEADER_BYTES = 32 * 1024  # of all the request's headers; browsers and proxies stay below 16 KiB
+HEADER_BYTES = 32 * 1024  # of request line and headers; browsers and proxies stay below 16 KiB
+LINE_BYTES, FIELD_BYTES = len(b"  HTTP/1.1\r\n"), len(b": \r\n")  # what stands between their parts
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = (
@@ -153,14 +154,16 @@ class _Exchange:
         self._send = send
         self.waits: list[float] = []  # milliseconds, one for each wait for the database
         self.status = 0
-        self.header_bytes = 0
+        query = scope["query_string"]
+        target_bytes = len(scope["raw_path"]) + len(query) + bool(query)
+        self.header_bytes = len(scope["method"]) + target_bytes + LINE_BYTES
         self.is_preflight = False
         self.is_forwarded = False
         self.cors: Headers = []
         self.origin = b""
         request_id = b""
         for name, value in scope["headers"]:
-            self.header_bytes += len(name) + len(value)
+            self.header_bytes += len(name) + len(value) + FIELD_BYTES
             if name == b"origin":
                 self.origin = value
                 self.cors = cors.get(value, [])

@@ -58,10 +58,16 @@ BODY_ERRORS = (400, 408, 413, 415)
 HEALTH_ERRORS = (422, 431, 500)
 
 ERRORS: dict[int, tuple[str, Any]] = {
-    400: ("The body was lost", "Request body lost: send it without an Upgrade header"),
+    400: (
+        "What came is no HTTP/1.1 request; the connection is closed",
+        "No HTTP/1.1 request: exactly one Host header is needed, not 0",
+    ),
     401: ("The token is missing, wrong, expired, or another user's", "Token has expired"),
     404: ("The user has no such task", "Task not found"),
-    408: ("The body did not arrive within 5 seconds", "Request body incomplete"),
+    408: (
+        "The body did not arrive within 5 seconds, or then with less than 64 KiB a second",
+        "Request body incomplete",
+    ),
     409: ("The user already has a task with this id", "Task already exists"),
     412: ("The task has another version than those of If-Match; ETag has it", "Task has changed"),
     413: ("The body is over 64 KiB, or 1 MiB for a batch", "Request body too large"),
@@ -76,7 +82,7 @@ ERRORS: dict[int, tuple[str, Any]] = {
             }
         ],
     ),
-    431: ("The request's headers are over 32 KiB", "Request headers too large: 40000 bytes, at most 32768"),
+    431: ("Request line and headers are over 32 KiB together", "Request headers too large: 40000 bytes, at most 32768"),
     500: ("A bug; the log has what the answer has not", "Internal server error"),
     503: (
         "The database does not answer, or the token's signature cannot be checked yet, as the Better Auth server does "

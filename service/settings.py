@@ -137,6 +137,7 @@ class Settings(BaseSettings):
     web_concurrency: int = Field(default=1, ge=1)
     cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(header_names)] = ()
     root_path: Annotated[str, AfterValidator(path_prefix)] = ""
+    keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

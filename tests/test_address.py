@@ -245,7 +245,7 @@ def psql(address: Address, statement: str) -> str:
 
 
 async def with_pool(address: Address, statement: str) -> Any:
-    connection = await connect(address, address.tls(), None)
+    connection = await connect(address, address.tls())
     try:
         return await connection.fetchval(statement)
     finally:

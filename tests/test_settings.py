@@ -42,6 +42,11 @@ def test_root_paths(value: str, expected: str) -> None:
     assert make_settings("postgresql://db.test", root_path=value).root_path == expected
 
 
+@pytest.mark.parametrize(("sent", "seconds"), [({}, 75), ({"keep_alive": 1}, 1), ({"keep_alive": 86_400}, 86_400)])
+def test_how_long_an_idle_connection_is_kept(sent: dict[str, int], seconds: int) -> None:
+    assert make_settings("postgresql://db.test", **sent).keep_alive == seconds
+
+
 WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"DATABASE_URL": "postgresql://u:hidden@db.test/x"}, ["BETTER_AUTH_SECRET: is required with DATABASE_URL"]),
     *(
@@ -75,6 +80,8 @@ WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"FRONTEND_URL": "*"}, ["FRONTEND_URL: '*' is no origin"]),
     ({"FRONTEND_URL": "https://a.test,https://b.test/path"}, ["FRONTEND_URL: 'https://b.test/path' is no origin"]),
     ({"PORT": "65536", "WEB_CONCURRENCY": "0"}, ["PORT: ", "65535", "WEB_CONCURRENCY: "]),
+    ({"KEEP_ALIVE": "0"}, ["KEEP_ALIVE: ", "greater than or equal to 1"]),
+    ({"KEEP_ALIVE": "86401"}, ["KEEP_ALIVE: ", "less than or equal to 86400"]),
     ({"LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, ["LOG_LEVEL: ", "'warning'", "LOG_FORMAT: ", "'json'"]),
     ({"FORWARDED_ALLOW_IPS": "10.0.0.1, 10.0.0.0/33"}, ["FORWARDED_ALLOW_IPS: '10.0.0.0/33' is neither"]),
     ({"FORWARDED_ALLOW_IPS": "10.0.0.1,*"}, ["FORWARDED_ALLOW_IPS: '*' is neither"]),

@@ -1,23 +1,29 @@
 """What comes over the wire and no HTTP library would send: the service answers, and works on."""
 
-import http.client
 import json
 import re
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.message import Message
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
+import psutil
 import pytest
 
+from service.middleware import HEADER_BYTES
 from service.protocol import HEAD_BYTES
 from service.web import BODY_BYTES
+from tests import wire as wire_module
 from tests.conftest import SECRET, Served, make_token, serving, wait_until
+from tests.wire import in_chunks
 
 Headers = dict[str, str]
 
@@ -26,34 +32,21 @@ HTTP_2_OFFER = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP
 CHUNKED = {"Transfer-Encoding": "chunked"}
 NONE: Headers = {}
 TASK = b'{"title": "Buy milk"}'
-WAIT = 10  # seconds for an answer; the longest that is meant to be waited for takes 5
 
 
-class Wire:
-    """One connection, on which the test itself chooses every byte."""
+class Wire(wire_module.Wire):
+    """A connection to the service."""
 
     def __init__(self, served: Served) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT)
-        self._received = self.socket.makefile("rb")
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
+        super().__init__(served.port)
 
     def answer(self, *, body: bool = True) -> tuple[int, Message, bytes]:
         """Returns the next answer's status, headers and body, once it has been seen to carry what every answer does."""
-        status = int(self._received.readline().split()[1])
-        headers = http.client.parse_headers(self._received)
+        status, headers, content = super().answer(body=body)
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", headers.get("X-Request-Id", ""))
         assert headers["X-Content-Type-Options"] == "nosniff"
-        return status, headers, self._received.read(int(headers.get("Content-Length", 0))) if body else b""
-
-    def rest(self) -> bytes:
-        """Returns everything until the service closes the connection."""
-        return self._received.read()
-
-    def close(self) -> None:
-        self._received.close()
-        self.socket.close()
+        assert abs(parsedate_to_datetime(headers["Date"]).timestamp() - time.time()) < 10
+        return status, headers, content
 
 
 @pytest.fixture
@@ -90,11 +83,6 @@ def request(user: str, method: str = "GET", body: bytes = b"", headers: Headers 
     lines = [f"{method} /api/{quote(user, safe='')}/tasks{rest} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in (own | headers).items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def in_chunks(body: bytes, size: int = 10_000) -> bytes:
-    parts = [body[start : start + size] for start in range(0, len(body), size)]
-    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
 
 
 def with_length(user: str, body: bytes) -> bytes:
@@ -150,12 +138,26 @@ def test_a_client_may_hang_up_in_the_middle_of_a_body(
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 
-def test_headers_of_64_kib_are_refused(wire: Wire, user: str) -> None:
-    wire.send(request(user, headers={"Cookie": "x" * 65_536}))
+@pytest.mark.parametrize("size", [HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 1, 64 * 1024])
+@pytest.mark.parametrize("where", ["a header", "many headers", "the target"])
+def test_request_line_and_headers_may_have_32_kib_together(wire: Wire, user: str, size: int, where: str) -> None:
+    head = request(user).removesuffix(b"\r\n")
+    missing = size - len(head)
+    if where == "a header":
+        head += b"Cookie: ".ljust(missing - 2, b"x") + b"\r\n"
+    elif where == "many headers":
+        head += b"a: b\r\n" * (missing // 6) + b"x" * (missing % 6)
+        head = head.removesuffix(b"x" * (missing % 6)).replace(b"a: b\r\n", b"a: b" + b"x" * (missing % 6) + b"\r\n", 1)
+    else:
+        head = head.replace(b"/tasks ", b"/tasks?" + b"x" * (missing - 1) + b" ")
+    assert len(head) == size
+    wire.send(head + b"\r\n")
     status, headers, body = wire.answer()
-    assert status == 431
-    assert body.startswith(b'{"detail": "Request headers too large: ')
-    assert headers["Content-Type"] == "application/json"
+    if size <= HEADER_BYTES:
+        assert status == (422 if where == "the target" else 200)
+    else:
+        assert (status, headers["Content-Type"]) == (431, "application/json")
+        assert json.loads(body) == {"detail": f"Request headers too large: {size} bytes, at most {HEADER_BYTES}"}
     works(wire, user)
 
 
@@ -181,7 +183,10 @@ def test_a_client_that_asks_first_is_told_to_go_on_or_that_it_is_too_much(wire: 
 def test_headers_without_an_end_are_refused(wire: Wire) -> None:
     start = b"GET /healthz HTTP/1.1\r\nX: "
     wire.send(start.ljust(HEAD_BYTES + 1, b"x"))
-    assert wire.answer()[0] == 400
+    status, headers, body = wire.answer()
+    assert (status, headers["Connection"]) == (431, "close")
+    assert body.startswith(b'{"detail": "Request headers too large: ')
+    assert wire.rest() == b""
 
 
 # Users in the path ----------------------------------------------------------------------------------------------------
@@ -263,19 +268,14 @@ def test_an_offer_to_speak_http_2_is_passed_over(wire: Wire, user: str) -> None:
     ("body", "framing"), [(b'{"is_completed": false}', NONE), (in_chunks(b'{"is_completed": false}'), CHUNKED)]
 )
 def test_an_offer_to_speak_http_2_does_not_turn_a_set_into_a_toggle(
-    connect: Callable[[], Wire], user: str, body: bytes, framing: Headers
+    wire: Wire, user: str, body: bytes, framing: Headers
 ) -> None:
-    wire = connect()
     wire.send(with_length(user, TASK))
     task = json.loads(wire.answer()[2])
     wire.send(request(user, "PATCH", body, HTTP_2_OFFER | framing, rest=f"/{task['id']}/complete"))
     status, _, answer = wire.answer()
-    assert (status, answer) == (400, b'{"detail": "Request body lost: send it without an Upgrade header"}')
-    assert wire.rest() == b"", "what follows on this connection cannot be told from the lost body"
-
-    wire = connect()
-    wire.send(request(user))
-    assert json.loads(wire.answer()[2]) == [task]
+    assert (status, json.loads(answer)) == (200, task)
+    works(wire, user)
 
 
 GARBAGE = [
@@ -310,6 +310,121 @@ def test_what_is_no_http_gets_an_error_like_any_other(wire: Wire) -> None:
 def test_a_chunk_that_is_none_is_a_400(wire: Wire, user: str) -> None:
     wire.send(request(user, "POST", b"xyz\r\n", CHUNKED))
     assert wire.rest().startswith(b"HTTP/1.1 400 ")
+
+
+# What was seen to go wrong --------------------------------------------------------------------------------------------
+
+
+def test_a_token_in_a_trailer_is_no_token(wire: Wire, user: str) -> None:
+    path = f"/api/{user}/tasks"
+    wire.send(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+    trailer = f"Authorization: Bearer {make_token(user)}\r\n\r\n".encode()
+    wire.send(in_chunks(TASK).removesuffix(b"\r\n") + trailer)
+    assert wire.answer()[0] == 401
+    works(wire, user)
+
+
+def test_garbage_behind_two_requests_is_answered_last(wire: Wire, served: Served) -> None:
+    before = served.log.read_text().count(" 500 ")
+    wire.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n" * 2 + b"garbage\r\n\r\n")
+    assert [wire.answer()[0] for _ in range(3)] == [200, 200, 400]
+    assert wire.rest() == b""
+    assert served.log.read_text().count(" 500 ") == before
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+def test_a_body_behind_an_offer_is_not_the_next_request(wire: Wire, user: str, is_chunked: bool) -> None:
+    """Java's HttpClient makes the offer with everything that it sends."""
+    with_an_offer: Headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    body = TASK[:-1] + b', "description": "\\r\\n\\r\\nDELETE / HTTP/1.1"}'
+    if is_chunked:
+        whole = request(user, "POST", in_chunks(body, 10), with_an_offer | CHUNKED)
+    else:
+        whole = request(user, "POST", body, with_an_offer)
+    head, _, rest = whole.partition(b"\r\n\r\n")
+    wire.send(head + b"\r\n\r\n")
+    time.sleep(0.1)
+    wire.send(rest[:5])
+    time.sleep(0.1)
+    wire.send(rest[5:] + request(user))
+    assert wire.answer()[0] == 201
+    status, _, tasks = wire.answer()
+    assert (status, len(json.loads(tasks))) == (200, 1)
+    works(wire, user)
+
+
+def resident(served: Served) -> int:
+    return int(psutil.Process(served.process.pid).memory_info().rss)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx",
+        b"POST /api/x/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+    ids=["documents", "health", "bodies", "chunked"],
+)
+def test_pipelines_that_nobody_reads_take_little_memory(
+    connect: Callable[[], Wire], served: Served, flood: bytes
+) -> None:
+    before = resident(served)
+    wires = [connect() for _ in range(20)]
+    for wire in wires:
+        wire.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                wire.socket.send(flood * 1000)
+    for _ in range(10):
+        assert httpx.get(served.address + "/healthz").status_code == 200
+    assert resident(served) - before < len(wires) * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("start", "drip"),
+    [
+        (b"0\r\n", b"X-Trailer: x\r\n"),
+        (b"0\r\nX: ", b"x"),
+        (b"1;", b"x"),
+        (b"", b"0"),
+    ],
+    ids=["trailers", "a trailer", "an extension", "zeros"],
+)
+def test_framing_without_an_end_takes_no_memory(
+    wire: Wire, user: str, served: Served, start: bytes, drip: bytes
+) -> None:
+    before = resident(served)
+    wire.send(request(user, "POST", start, CHUNKED))
+    with pytest.raises(ConnectionError):  # noqa: PT012
+        for _ in range(73):
+            wire.send(drip * (1_000_000 // len(drip)))
+    assert resident(served) - before < 10_000_000
+
+
+def test_many_small_chunks_disturb_nobody(wire: Wire, user: str, served: Served) -> None:
+    wire.send(request(user, "POST", in_chunks(padded(BODY_BYTES), 1), CHUNKED))
+    for _ in range(20):
+        assert httpx.get(served.address + "/healthz").status_code == 200
+    assert wire.answer()[0] == 201
+
+
+def test_idle_connections_are_closed_when_the_operator_says(tmp_path: Path, database_url: str, user: str) -> None:
+    with serving(tmp_path, DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET, KEEP_ALIVE="1") as service:
+        wires = [Wire(service) for _ in range(4)]
+        _, crlf, early, extension = wires
+        for wire in wires:
+            works(wire, user)
+        crlf.send(b"\r\n")
+        early.send(request(user, "POST", b"x", {"Authorization": "Bearer x", "Content-Length": "2"}))
+        assert early.answer()[0] == 401
+        extension.send(request(user, "POST", b"1;half", {"Authorization": "Bearer x"} | CHUNKED))
+        assert extension.answer()[0] == 401
+        for wire in wires:
+            assert wire.rest() == b""
+            wire.close()
+        assert "Traceback" not in service.log.read_text()
 
 
 # Behind a proxy -------------------------------------------------------------------------------------------------------
