@@ -35,22 +35,28 @@ WORDS = (
     *("Café", "CAFE\u0301", "naïve", "ÉTÉ", "Ярослав", "ёлка", "ΔΡΟΜΟΣ", "δρόμος", "שלום", "قائمة", "🎉", "🎉party"),
     *("東京", "x:*", "a&b", "(c)", "C++", "--", ";", "e-mail@example.org", "2026-11-23", "o'clock", "tag#home", "ﬁn"),
 )
-TYPED = (*WORDS, "mil", "CAF", "il", "cafe", "ete", "елка", "яро", "δρομοσ", "%", "_", "\\", "'", "b", "shake", "party")
+TYPED = (
+    *(*WORDS, "mil", "CAF", "il", "cafe", "ete", "елка", "яро", "δρομοσ", "京", "京 milk"),
+    *("%", "_", "\\", "'", "b", "shake", "party"),
+)
 
 
 # The model ------------------------------------------------------------------------------------------------------------
 
 
 def folded(text: str) -> str:
-    bare = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", text)).lower()
+    bare = re.sub("[\u0300-\u036f\u0653-\u0655]", "", unicodedata.normalize("NFKD", text)).lower()
     return "".join(letter.upper() if len(letter.upper()) == 1 else letter for letter in bare)
 
 
 def occurs(word: str, text: str) -> bool:
-    """Whether the word stands in the text, at the beginning of one of its words if it begins like a word."""
+    """Whether the word stands in the text, at the beginning of one of its words if it begins like a word.
+
+    Of the scripts that have no spaces there is only Han here.
+    """
     word, text = folded(word), folded(text)
     return any(
-        not word[0].isalnum() or start == 0 or not text[start - 1].isalnum()
+        not word[0].isalnum() or word[0] >= "一" or start == 0 or not text[start - 1].isalnum()
         for start in range(len(text))
         if text.startswith(word, start)
     )
