@@ -1,6 +1,7 @@
 """The migrations, and the limits that the database itself keeps."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -27,9 +28,11 @@ def dumped(url: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
 
 
-def roll_back(url: str) -> None:
+def roll_back(url: str, first: str = "") -> None:
+    """Rolls back this migration and all that came after it."""
+    migrations = yoyo.read_migrations(str(FOLDER)).filter(lambda migration: migration.id >= first)
     with yoyo.get_backend(url.replace("postgresql:", "postgresql+psycopg:", 1)) as backend:
-        backend.rollback_migrations(backend.to_rollback(yoyo.read_migrations(str(FOLDER))))
+        backend.rollback_migrations(backend.to_rollback(migrations))
 
 
 def test_up_down_and_up_again_leave_the_same_schema(empty: str) -> None:
@@ -51,6 +54,40 @@ def test_a_second_migrate_has_nothing_to_do(empty: str) -> None:
 def test_every_migration_has_its_way_back() -> None:
     for name in known_migrations():
         assert (FOLDER / f"{name}.rollback.sql").read_text().strip()
+
+
+def test_the_counters_that_exist_are_lifted_and_tasks_keep_their_versions(empty: str) -> None:
+    migrate(empty)
+    roll_back(empty, "0005-numbers")
+    now = time.time_ns() // 1_000_000
+    with psycopg.connect(empty) as connection:
+        for user, version in (("who failed", 0), ("old", 7), ("ahead", now + 10**9)):
+            connection.execute("insert into account values (%s, %s)", (user, version))
+        connection.execute(
+            "insert into task (id, user_id, title, version) values (gen_random_uuid(), 'old', 'x', 7),"
+            " (gen_random_uuid(), 'nobody', 'x', 9)"
+        )
+    migrate(empty)
+    with psycopg.connect(empty) as connection:
+        counters = dict(connection.execute("select user_id, version from account").fetchall())
+        versions = dict(connection.execute("select user_id, version from task").fetchall())
+    assert versions == {"old": 7, "nobody": 9}
+    assert counters.pop("ahead") == now + 10**9
+    assert set(counters) == {"who failed", "old"}
+    for counter in counters.values():
+        assert now <= counter <= time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize(("version", "is_kept"), [(0, False), (1, True), (2**53 - 1, True), (2**53, False)])
+def test_a_counter_stays_exact_in_javascript(database_url: str, version: int, is_kept: bool) -> None:
+    with psycopg.connect(database_url) as connection:
+        try:
+            connection.execute("insert into account values ('counter', %s)", (version,))
+            violated = None
+        except psycopg.errors.CheckViolation as error:
+            violated = error.diag.constraint_name
+        connection.rollback()
+    assert violated == (None if is_kept else "account_version_exact")
 
 
 GOOD: dict[str, Any] = {"user_id": "x", "title": "x", "version": 1}
