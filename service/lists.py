@@ -149,8 +149,8 @@ PARAMETERS: dict[str, Parameter] = {
     "is_completed": Parameter(_boolean, "", BOOLEAN, False),
     "q": Parameter(
         _words,
-        "words that all occur in title or description, in any order, without regard to case and accents; "
-        "of each the beginning is enough",
+        "words that all occur in title or description, in any order, without regard to case, accents and typography; "
+        "of each the beginning is enough, and in scripts without spaces any part",
         {"type": "string", "maxLength": SEARCH_LENGTH, "pattern": r"^[^\u0000]*$"},
         "buy mil",
     ),

@@ -176,4 +176,4 @@ class Task(BaseModel):
     created_at: AwareDatetime
     updated_at: AwareDatetime = Field(description="moves on every change")
     deleted_at: AwareDatetime | None = Field(description="null for every live task")
-    version: int = Field(ge=1, description="the number of the user's change that last touched this task")
+    version: int = Field(ge=1, lt=2**53, description="the number of the user's change that last touched this task")

@@ -140,7 +140,7 @@ TASK_EXAMPLE: Json = {
     "created_at": "2026-11-23T08:30:00.123456+00:00",
     "updated_at": "2026-11-23T08:30:00.123456+00:00",
     "deleted_at": None,
-    "version": 1,
+    "version": 1763886600123,
 }
 
 ANSWERS: dict[type[BaseModel], Json] = {

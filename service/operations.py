@@ -16,7 +16,7 @@ def whole_number(value: Any) -> Any:
 
 IfVersion = Annotated[
     int,
-    Field(ge=1, le=2**63 - 1, description="a 412 when the task has another version"),
+    Field(ge=1, le=2**53 - 1, description="a 412 when the task has another version"),
     BeforeValidator(whole_number),
 ]
 

@@ -5,10 +5,10 @@
 -- $4 text: how long to wait for a lock, like 500ms
 with turn as materialized (
     -- wait for the user's other writers: two that erase the same keys must not wait for each other
-    select user_id
-    from account
-    where user_id = $1 and set_config('lock_timeout', $4, true) is not null -- until this transaction ends
-    for no key update
+    select case
+        when set_config('lock_timeout', $4, true) is not null -- until this transaction ends
+            then (select user_id from account where user_id = $1 for no key update)
+    end as user_id
 ), erased as (
     delete from idempotency
     using turn

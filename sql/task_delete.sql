@@ -6,10 +6,10 @@
 -- $4 text: how long to wait for a lock, like 500ms
 with turn as materialized (
     -- wait for the user's other writers: no deadlock, and numbers become visible in their order
-    select user_id
-    from account
-    where user_id = $1 and set_config('lock_timeout', $4, true) is not null -- until this transaction ends
-    for no key update
+    select case
+        when set_config('lock_timeout', $4, true) is not null -- until this transaction ends
+            then (select user_id from account where user_id = $1 for no key update)
+    end as user_id -- null for who has no account yet: somebody in psql made the task
 ), before as materialized (
     -- locking reads the newest version of the row, which may be newer than the statement's snapshot
     select task.version, task.updated_at
@@ -21,11 +21,10 @@ with turn as materialized (
     from before
     where $3::text[] is null or version::text = any($3)
 ), number as (
-    update account
-    set version = account.version + 1
-    from change
-    where account.user_id = $1
-    returning account.version
+    insert into account (user_id)
+    select $1 from change
+    on conflict (user_id) do update set version = account.version + 1
+    returning version
 ), trashed as (
     update task
     set deleted_at = change.now, updated_at = change.now, version = number.version

@@ -7,8 +7,8 @@
 -- $6 text: the priority
 -- $7 text: how long to wait for a lock, like 500ms
 with number as (
-    insert into account (user_id, version)
-    select $1, 1
+    insert into account (user_id) -- a new one has its first number by the column's default
+    select $1
     where set_config('lock_timeout', $7, true) is not null -- until this transaction ends
     on conflict (user_id) do update set version = account.version + 1
     returning version

@@ -6,7 +6,7 @@
 -- $3 text[]: any of these statuses, or null
 -- $4 text[]: any of these priorities, or null
 -- $5 boolean: is_completed, or null
--- $6 text[]: words that all occur in title or description, each at a word's beginning; or null
+-- $6 text[]: words that all occur in title or description, each at a word's beginning where words have spaces; or null
 -- $7 timestamptz: created after, or null
 -- $8 timestamptz: created before, or null
 -- $9 timestamptz: updated after, or null
@@ -27,18 +27,43 @@ with known as materialized (
     from (
         select coalesce((select version from account where user_id = $1), 0) as version offset 0 -- read once, not twice
     ) counter
-), word as materialized (
-    -- Folded like the text below. A space goes in after all that is neither letter nor digit, so that a word's beginning
-    -- is what follows a space; what does not begin with a letter or digit may stand anywhere.
+), letters as (
+    -- Of the scripts that put no space between words: Thai, Lao, Burmese, Khmer and their neighbours, Chinese, Japanese.
+    -- Of the others, what belongs to a word and is no letter or digit to every PostgreSQL: vowel signs, and more digits.
     select
-        array_agg(folded) as folded,
-        array_agg(' ' || regexp_replace(folded, '([^[:alnum:]]+)(?=[[:alnum:]])', '\1 ', 'g'))
-            filter (where folded ~ '^[[:alnum:]]') as spaced
+        '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u2e80-\u2fdf\u3005-\u3007'
+            '\u3021-\u303c\u3041-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\ua4cf\ua9e0-\ua9ff\uaa60-\uaadf'
+            '\uf900-\ufaff\U00016fe0-\U0001b2ff\U00020000-\U0003ffff]' as spaceless,
+        '[^[:alnum:]\u0660-\u0669\u06f0-\u06f9\u07a6-\u07f3\u0816-\u082d\u0859-\u085b\u0900-\u0963\u0966-\u096f'
+            '\u0981-\u09f1\u09fc-\u0aef\u0afa-\u0bef\u0c00-\u0df3\u0f18\u0f19\u0f20-\u0f33\u0f35\u0f37\u0f39'
+            '\u0f3e-\u0f84\u0f86-\u0fbc\u135d-\u135f\u1712-\u1734\u1752-\u1773\u1810-\u1b59\u1b6b-\u1b73'
+            '\u1b80-\u1bf3\u1c24-\u1c37\u1c40-\u1c59\u2cef-\u2cf1\u2d7f-\u2dff\ua620-\ua672\ua674-\ua67d'
+            '\ua69e-\ua6f1\ua802-\ua82c\ua880-\ua8c5\ua8d0-\ua8d9\ua8ff-\ua92d\ua947-\ua953\ua980-\ua9c0'
+            '\ua9d0-\ua9d9\uaa29-\uaa59\uaaeb-\uaaef\uaaf5\uaaf6\uabe3-\uabf9\U00010a00-\U00011fff'
+            '\U0001e000-\U0001e95f]' as separator
+), word as materialized (
+    -- Folded like the text below. A word that begins like one is to stand at the beginning of a word: behind a separator,
+    -- or behind a script without spaces. Where a word could begin, a space goes in, so that its beginning is a space.
+    -- A word in a script without spaces, or with a separator in front, may stand anywhere.
+    select
+        array_agg(folded order by octet_length(folded) desc) filter (where not is_kana) as folded,
+        array_agg(folded order by octet_length(folded) desc) filter (where is_kana) as kana,
+        array_agg(' ' || regexp_replace(folded, boundary, '\& ', 'g')) filter (where is_bound) as spaced,
+        max(boundary) as boundary
     from (
-        select distinct upper(lower(regexp_replace(normalize(word, nfd), '[\u0300-\u036f]+', '', 'g'))) as folded
-        from unnest($6::text[]) word
-    ) one
-    where folded <> ''
+        select
+            *,
+            '(' || separator || '|' || spaceless || ')(?=['
+                || string_agg(left(folded, 1), '') filter (where is_bound) over () || '])' as boundary
+        from (
+            select
+                *,
+                folded ~ '[\u3041-\u3096\u30a1-\u30ff]$' as is_kana,
+                folded !~ spaceless and folded !~ ('^' || separator) as is_bound
+            from letters, (select distinct search_folded(word) as folded from unnest($6::text[]) word) one
+            where folded <> ''
+        ) kind
+    ) bounded
 ), matching as materialized (
     -- rank and name order the tasks: one of them does, the other is the same for all
     select
@@ -74,23 +99,22 @@ with known as materialized (
         and ($11::timestamptz is null or completed_at > $11)
         and ($12::timestamptz is null or completed_at < $12)
         and ($6::text[] is null or (
+            -- split_part, and not strpos, which counts the characters up to what it finds; the longest, as the rarest, first
             select not exists (
-                select from unnest((select word.folded from word)) needle where strpos(text.folded, needle) = 0
+                select from unnest((select word.folded from word)) needle where split_part(text, needle, 1) = text
+            ) and not exists (
+                -- a syllable with the mark of a voiced one is another syllable
+                select
+                from unnest((select word.kana from word)) needle
+                where strpos(replace(replace(text, needle || U&'\3099', ' '), needle || U&'\309A', ' '), needle) = 0
             ) and not exists (
                 select
                 from (
-                    select ' ' || regexp_replace(text.folded, '[^[:alnum:]]+', '\& ', 'g') as spaced offset 0
+                    select ' ' || regexp_replace(text, (select word.boundary from word), '\& ', 'g') as spaced offset 0
                 ) haystack, unnest((select word.spaced from word)) needle
-                where strpos(haystack.spaced, needle) = 0
+                where split_part(spaced, needle, 1) = spaced
             )
-            from (
-                select case
-                    when octet_length(plain) = char_length(plain) then upper(plain) -- ASCII: the same, only sooner
-                    else upper(lower(regexp_replace(normalize(plain, nfd), '[\u0300-\u036f]+', '', 'g')))
-                end as folded
-                from (select concat(title, E'\n', description) as plain offset 0) original
-                offset 0
-            ) text
+            from (select search_folded(concat(title, E'\n', description)) as text offset 0) folded
         ))
 ), page as (
     select

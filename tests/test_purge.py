@@ -72,6 +72,22 @@ def test_it_erases_what_is_older_than_the_days_and_says_so(tmp_path: Path, url: 
     assert left(url)["new"] == (1, 5)
 
 
+def test_rows_of_a_user_without_an_account_are_erased_too(tmp_path: Path, url: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "insert into task (id, user_id, title, version, deleted_at)"
+            " select gen_random_uuid(), 'nobody-' || mod(n, 3), 'x', 1, '2001-01-01' from generate_series(1, %s) n",
+            (STEP + 10,),
+        )
+        connection.execute(
+            "insert into idempotency select 'keys', 'key-' || n, sha256('x'), '{}', '2001-01-01'"
+            " from generate_series(1, %s) n",
+            (STEP + 10,),
+        )
+    assert purge(tmp_path, url) == f"erased {STEP + 10} tasks of 3 users and {STEP + 10} retry keys\n"
+    assert purge(tmp_path, url) == "erased 0 tasks of 0 users and 0 retry keys\n"
+
+
 @pytest.mark.parametrize("days", ["-1", "1.5", "x", "", "36501", "٣"])
 def test_days_that_are_no_number_of_days_are_refused(tmp_path: Path, days: str) -> None:
     ended = run_service(tmp_path, "purge", f"--days={days}")

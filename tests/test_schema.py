@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 import yoyo
+from psycopg.conninfo import make_conninfo
 
 from service import embedded, schema
 from service.address import Address, parse_address
@@ -36,9 +38,11 @@ def dumped(address: Address) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
 
 
-def roll_back(address: Address) -> None:
+def roll_back(address: Address, first: str = "") -> None:
+    """Rolls back this migration and all that came after it."""
+    migrations = yoyo.read_migrations(str(FOLDER)).filter(lambda migration: migration.id >= first)
     with backend(address) as database:
-        database.rollback_migrations(database.to_rollback(yoyo.read_migrations(str(FOLDER))))
+        database.rollback_migrations(database.to_rollback(migrations))
 
 
 def test_up_down_and_up_again_leave_the_same_schema(empty: Address) -> None:
@@ -60,6 +64,40 @@ def test_a_second_migrate_has_nothing_to_do(empty: Address) -> None:
 def test_every_migration_has_its_way_back() -> None:
     for name in known_migrations():
         assert (FOLDER / f"{name}.rollback.sql").read_text().strip()
+
+
+def test_the_counters_that_exist_are_lifted_and_tasks_keep_their_versions(empty: Address) -> None:
+    migrate(empty)
+    roll_back(empty, "0005-numbers")
+    now = time.time_ns() // 1_000_000
+    with psycopg.connect(make_conninfo("", **empty.for_libpq())) as connection:
+        for user, version in (("who failed", 0), ("old", 7), ("ahead", now + 10**9)):
+            connection.execute("insert into account values (%s, %s)", (user, version))
+        connection.execute(
+            "insert into task (id, user_id, title, version) values (gen_random_uuid(), 'old', 'x', 7),"
+            " (gen_random_uuid(), 'nobody', 'x', 9)"
+        )
+    migrate(empty)
+    with psycopg.connect(make_conninfo("", **empty.for_libpq())) as connection:
+        counters: dict[str, int] = dict(connection.execute("select user_id, version from account").fetchall())
+        versions: dict[str, int] = dict(connection.execute("select user_id, version from task").fetchall())
+    assert versions == {"old": 7, "nobody": 9}
+    assert counters.pop("ahead") == now + 10**9
+    assert set(counters) == {"who failed", "old"}
+    for counter in counters.values():
+        assert now <= counter <= time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize(("version", "is_kept"), [(0, False), (1, True), (2**53 - 1, True), (2**53, False)])
+def test_a_counter_stays_exact_in_javascript(database_url: str, version: int, is_kept: bool) -> None:
+    with psycopg.connect(database_url) as connection:
+        try:
+            connection.execute("insert into account values ('counter', %s)", (version,))
+            violated = None
+        except psycopg.errors.CheckViolation as error:
+            violated = error.diag.constraint_name
+        connection.rollback()
+    assert violated == (None if is_kept else "account_version_exact")
 
 
 GOOD: dict[str, Any] = {"user_id": "x", "title": "x", "version": 1}

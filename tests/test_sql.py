@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "task_insert": ("{new}", "Title", None, "pending", "medium", "1s"),
     "task_insert_once": ("{new}", "Title", None, "pending", "medium", "another-key", bytes(32), "1s"),
     "task_list": (None,),
-    "task_operate": ("update", "{task}", 1, "Changed", False, None, None, None, None),
+    "task_operate": ("update", "{task}", None, "Changed", False, None, None, None, None),
     "task_purge": (["{trashed}"], NEVER, "1s"),
     "task_restore": ("{trashed}", None, "1s"),
     "task_search": (
@@ -117,7 +117,7 @@ def test_the_first_parameter_is_the_user_of_every_table(name: str) -> None:
     reads = len(re.findall(r"\b(?:from|join|update|using)\s+(?:task|account|idempotency)\b", sql))
     assert len(re.findall(r"user_id = \$1", sql)) == reads, "each table is restricted by its own user_id = $1"
     if "insert into" in sql:
-        assert len(re.findall(r"insert into \w+ \(user_id,", sql)) == sql.count("insert into")
+        assert len(re.findall(r"insert into \w+ \(user_id\b", sql)) == sql.count("insert into")
 
 
 @pytest.mark.parametrize("name", OF_A_USER)
@@ -335,9 +335,9 @@ async def test_a_statement_can_be_pasted_and_run_with_bind(database_url: str, us
         arguments[2] = ""
         arguments = [f"\\\\x{value.hex()}" if isinstance(value, bytes) else value for value in arguments]
     elif name == "task_update":
-        arguments = [task["id"], "Changed", "false", "", "pending", "low", "false", "{1}", "1s"]
+        arguments = [task["id"], "Changed", "false", "", "pending", "low", "false", f"{{{task['version']}}}", "1s"]
     elif name == "task_toggle":
-        arguments[1] = "{1}"
+        arguments[1] = f"{{{task['version']}}}"
     elif name == "task_operate":
         arguments = ["complete", task["id"], task["version"], "Changed", "false", "", "pending", "low", "false"]
     elif name == "task_search":

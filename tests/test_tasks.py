@@ -1,9 +1,12 @@
 """The six routes, and every rule of a task's fields."""
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from service.models import Task
@@ -54,7 +57,6 @@ async def test_a_new_task_has_the_contract_s_fields_and_defaults(user: User) -> 
         "is_completed": False,
         "completed_at": None,
         "deleted_at": None,
-        "version": 1,
     }
     assert task.items() >= expected.items()
     assert task["created_at"] == task["updated_at"]
@@ -76,7 +78,7 @@ async def test_a_client_may_choose_the_id_once(user: User, other: User) -> None:
     response = await user.call("POST", json={"id": chosen, "title": "Again"})
     assert (response.status_code, response.json()) == (409, {"detail": "Task already exists"})
     assert (await user.call("GET")).json() == [task]
-    assert (await user.create())["version"] == 2, "a refused create takes no number"
+    assert (await user.create())["version"] == task["version"] + 1, "a refused create takes no number"
 
     assert (await other.create(id=chosen))["id"] == chosen, "another user's ids are not in the way"
 
@@ -282,9 +284,9 @@ async def test_what_only_the_server_writes_is_ignored(user: User, other: User) -
     assert (await user.call("PATCH", f"/{task['id']}/complete", json=body)).json() == changed
     for state in (task, changed):
         assert state["user_id"] == user.id
-        assert state["version"] < 3
+        assert state["version"] > 99
         assert not any("2001" in str(value) for value in state.values())
-    assert changed["id"] == task["id"]
+    assert (changed["id"], changed["version"]) == (task["id"], task["version"] + 1)
     assert (await other.call("GET")).json() == []
 
 
@@ -342,14 +344,115 @@ async def test_a_path_id_may_be_in_capitals(user: User) -> None:
 
 async def test_every_change_takes_the_user_s_next_number(user: User, other: User) -> None:
     first, second = await user.create(), await user.create()
-    await other.create()
-    path = f"/{first['id']}"
-    assert (first["version"], second["version"]) == (1, 2)
-    assert (await user.call("PUT", path, json={"title": "y"})).json()["version"] == 3
-    assert (await user.call("PATCH", path + "/complete")).json()["version"] == 4
+    theirs = await other.create()
+    path, number = f"/{first['id']}", first["version"]
+    assert second["version"] == number + 1
+    assert (await user.call("PUT", path, json={"title": "y"})).json()["version"] == number + 2
+    assert (await user.call("PATCH", path + "/complete")).json()["version"] == number + 3
     await user.call("DELETE", path)
-    assert (await user.create())["version"] == 6
-    assert (await other.create())["version"] == 2
+    assert (await user.create())["version"] == number + 5
+    assert (await other.create())["version"] == theirs["version"] + 1
+
+
+async def make_with_post(user: User) -> int:
+    version: int = (await user.create())["version"]
+    return version
+
+
+async def make_with_key(user: User) -> int:
+    created = await user.call("POST", json={"title": "x"}, headers={"Idempotency-Key": "k"})
+    version: int = created.json()["version"]
+    return version
+
+
+async def make_with_batch(user: User) -> int:
+    body = {"operations": [{"op": "create", "task": {"title": "x"}}]}
+    done = await user.client.post(f"/api/{user.id}/batch", headers=user.headers, json=body)
+    version: int = done.json()["results"][0]["task"]["version"]
+    return version
+
+
+@pytest.mark.parametrize("make", [make_with_post, make_with_key, make_with_batch])
+async def test_a_new_counter_begins_now_so_that_no_number_is_given_again(
+    user: User, database_url: str, make: Callable[[User], Awaitable[int]]
+) -> None:
+    highest = 0
+    for _ in range(3):  # each time nothing is left, as after a restore from before the user came
+        before = time.time_ns() // 1_000_000
+        first = await make(user)
+        assert before <= first <= time.time_ns() // 1_000_000 + 1
+        assert highest < first < 2**53
+        highest = (await user.create())["version"]
+        assert highest == first + 1
+        async with await psycopg.AsyncConnection.connect(database_url) as connection:
+            for table in ("task", "account", "idempotency"):
+                await connection.execute(f"delete from {table} where user_id = %s", (user.id,))  # noqa: S608
+        assert (await user.call("GET")).headers["ETag"] == 'W/"0"'
+        await asyncio.sleep(0.01)  # more than the two numbers that were given
+
+
+# Tasks that somebody in psql has made for who has no counter ----------------------------------------------------------
+
+
+async def made_by_hand(user: User, database_url: str, deleted_at: str | None) -> str:
+    """Returns the id of a task with the version 5, whose user has no account."""
+    task_id = str(uuid4())
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        await connection.execute(
+            "insert into task (id, user_id, title, deleted_at, version) values (%s, %s, 'By hand', %s, 5)",
+            (task_id, user.id, deleted_at),
+        )
+    return task_id
+
+
+@pytest.mark.parametrize(
+    ("method", "rest", "body", "status"),
+    [
+        ("PUT", "", {"title": "y"}, 200),
+        ("PATCH", "", {"is_completed": True}, 200),
+        ("PATCH", "/complete", None, 200),
+        ("DELETE", "", None, 204),
+        ("POST", "/restore", None, 200),
+    ],
+)
+async def test_a_task_made_by_hand_is_changed_like_any_other(
+    user: User, database_url: str, method: str, rest: str, body: Any, status: int
+) -> None:
+    task_id = await made_by_hand(user, database_url, "2026-01-01" if rest == "/restore" else None)
+    path = f"/{task_id}{rest}"
+    sent: dict[str, Any] = {} if body is None else {"json": body}
+    assert (await user.call(method, path, headers={"If-Match": '"4"'}, **sent)).status_code == 412
+    before = time.time_ns() // 1_000_000
+    changed = await user.call(method, path, headers={"If-Match": '"5"'}, **sent)
+    assert changed.status_code == status
+    counter = int((await user.call("GET")).headers["ETag"].strip('W/"'))
+    assert before <= counter <= time.time_ns() // 1_000_000 + 1
+    if status == 200:
+        assert changed.json()["version"] == counter
+    assert (await user.create())["version"] == counter + 1
+
+
+async def test_tasks_made_by_hand_are_read_and_changed_at_once(user: User, database_url: str) -> None:
+    ids = [await made_by_hand(user, database_url, None) for _ in range(20)]
+    for task_id in ids:
+        assert (await user.call("GET", f"/{task_id}")).json()["version"] == 5
+        assert (await user.call("PATCH", f"/{task_id}", json={})).json()["version"] == 5, "nothing to change"
+    answers = await asyncio.gather(*(user.call("PATCH", f"/{task_id}/complete") for task_id in ids))
+    assert [answer.status_code for answer in answers] == [200] * 20
+    versions = sorted(answer.json()["version"] for answer in answers)
+    assert versions == list(range(versions[0], versions[0] + 20))
+
+
+async def test_a_batch_changes_tasks_made_by_hand(user: User, database_url: str) -> None:
+    task_id = await made_by_hand(user, database_url, None)
+    operations = [
+        {"op": "update", "id": task_id, "if_version": 5, "task": {"title": "y"}},
+        {"op": "complete", "id": task_id},
+        {"op": "delete", "id": task_id},
+        {"op": "restore", "id": task_id},
+    ]
+    done = await user.client.post(f"/api/{user.id}/batch", headers=user.headers, json={"operations": operations})
+    assert [result["status"] for result in done.json()["results"]] == [200, 200, 204, 200]
 
 
 async def test_what_changes_nothing_moves_nothing(user: User) -> None:
@@ -360,7 +463,7 @@ async def test_what_changes_nothing_moves_nothing(user: User) -> None:
         for method in ("PUT", "PATCH"):
             response = await user.call(method, path, json=body)
             assert (response.status_code, response.json()) == (200, task)
-    assert (await user.create())["version"] == 2
+    assert (await user.create())["version"] == task["version"] + 1
 
 
 async def test_updated_at_moves_on_every_change(user: User) -> None:
@@ -377,7 +480,9 @@ async def test_simultaneous_toggles_are_each_done_exactly_once(user: User) -> No
     task = await user.create()
     path = f"/{task['id']}/complete"
     responses = await asyncio.gather(*(user.call("PATCH", path) for _ in range(51)))
-    assert sorted(response.json()["version"] for response in responses) == list(range(2, 53))
+    assert sorted(response.json()["version"] for response in responses) == list(
+        range(task["version"] + 1, task["version"] + 52)
+    )
     moments = [response.json()["updated_at"] for response in responses]
     assert len(set(moments)) == 51
     assert (await user.call("GET", f"/{task['id']}")).json()["is_completed"] is True
@@ -387,15 +492,15 @@ async def test_simultaneous_equal_changes_take_one_number(user: User) -> None:
     task = await user.create()
     path = f"/{task['id']}"
     responses = await asyncio.gather(*(user.call("PUT", path, json={"status": "completed"}) for _ in range(50)))
-    assert {response.json()["version"] for response in responses} == {2}
-    assert (await user.create())["version"] == 3
+    assert {response.json()["version"] for response in responses} == {task["version"] + 1}
+    assert (await user.create())["version"] == task["version"] + 2
 
 
 async def test_simultaneous_deletes_find_the_task_once(user: User) -> None:
     task = await user.create()
     responses = await asyncio.gather(*(user.call("DELETE", f"/{task['id']}") for _ in range(20)))
     assert sorted(response.status_code for response in responses) == [204] + [404] * 19
-    assert (await user.create())["version"] == 3
+    assert (await user.create())["version"] == task["version"] + 2
 
 
 async def test_simultaneous_creates_with_one_id_make_one_task(user: User) -> None:
@@ -404,5 +509,5 @@ async def test_simultaneous_creates_with_one_id_make_one_task(user: User) -> Non
         *(user.call("POST", json={"id": chosen, "title": f"{number}"}) for number in range(20))
     )
     assert sorted(response.status_code for response in responses) == [201] + [409] * 19
-    assert len((await user.call("GET")).json()) == 1
-    assert (await user.create())["version"] == 2
+    (task,) = (await user.call("GET")).json()
+    assert (await user.create())["version"] == task["version"] + 1
