@@ -54,8 +54,10 @@ _SOCKET_FOLDER_BYTES = 89  # 104 of sockaddr_un on macOS (108 on Linux), less "/
 _FOR_THE_SHELL = re.compile(r'["$`\\]')  # has a meaning between double quotes
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}  # nothing of the caller's: PG*, LD_*, a locale that is not there
 
-# Knows the letters of all languages, whatever the locale of who starts it is.
-_INITDB = ("--auth=peer", "--encoding=utf8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+# Knows the letters of all languages, whatever the locale of who starts it is. The instructions would be a command for a
+# shell, and for some paths there is none.
+_LOCALE = ("--encoding=utf8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_INITDB = ("--username=postgres", "--auth=peer", *_LOCALE, "--no-instructions")
 
 
 class Unusable(Exception):
@@ -237,7 +239,7 @@ def _initdb(folder: Path) -> None:
     os.chown(unfinished, *user)
     _let_in(user[0])
     with _programs_for_a_shell(user) as programs:
-        command: list[str | Path] = [programs / "initdb", *_INITDB, "--username=postgres", "-D", unfinished]
+        command: list[str | Path] = [programs / "initdb", *_INITDB, "-D", unfinished]
         ended = subprocess.run(  # noqa: S603
             command, cwd="/", capture_output=True, text=True, errors="replace", check=False, **_as_user(user)
         )
@@ -500,6 +502,8 @@ def _stop() -> None:
             else:
                 _end(postmaster)
             time.sleep(0.05)
+    with suppress(OSError):  # it is not empty where it is the data's
+        _socket_folder().rmdir()
 
 
 def _end(postmaster: "psutil.Process") -> None:
