@@ -81,7 +81,7 @@ def running() -> Iterator[str]:
         try:
             _make_folder()
             _start(given_up)
-            threading.Thread(target=_watch, args=[given_up], daemon=True).start()
+            _start_watching(given_up)
             yield url()
         finally:
             given_up.set()
@@ -511,6 +511,15 @@ def _end(postmaster: "psutil.Process") -> None:
 
     with suppress(psutil.Error):
         postmaster.send_signal(signal.SIGINT)  # as `pg_ctl stop` does
+
+
+def _start_watching(given_up: threading.Event) -> None:
+    try:
+        threading.Thread(target=_watch, args=[given_up], daemon=True).start()
+    except RuntimeError as error:
+        raise Unusable(
+            f"The embedded PostgreSQL cannot be watched: {error}; is a limit on processes too low?"
+        ) from None
 
 
 def _watch(given_up: threading.Event) -> None:
