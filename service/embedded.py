@@ -326,6 +326,7 @@ def _temporary_folder(user: tuple[int, int]) -> Iterator[Path]:
 
 def _accepts() -> bool:
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
         try:
             client.connect(f"{_socket_folder()}/.s.PGSQL.{PORT}")
         except OSError:
@@ -514,12 +515,13 @@ def _end(postmaster: "psutil.Process") -> None:
 
 
 def _start_watching(given_up: threading.Event) -> None:
+    ours = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
     try:
         threading.Thread(target=_watch, args=[given_up], daemon=True).start()
     except RuntimeError as error:
-        raise Unusable(
-            f"The embedded PostgreSQL cannot be watched: {error}; is a limit on processes too low?"
-        ) from None
+        raise Unusable(f"The embedded PostgreSQL cannot be watched: {error}; is a limit on processes low?") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ours)
 
 
 def _watch(given_up: threading.Event) -> None:
