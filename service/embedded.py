@@ -210,8 +210,8 @@ def _let_in(user: int) -> None:
     for folder in {data, *data.parents, package, *package.parents}:
         _allow(folder, user, stat.S_IXOTH)
     for root in (PROGRAMS.parent, package.with_name(f"{package.name}.libs")):
-        for folder, _, files in os.walk(root):
-            for path in (Path(folder), *(Path(folder, name) for name in files)):
+        for inner, _, files in os.walk(root):
+            for path in (Path(inner), *(Path(inner, name) for name in files)):
                 _allow(path, user, (path.stat().st_mode & 0o500) >> 6)  # as the owner
 
 
@@ -486,17 +486,17 @@ def _said_since(size: int) -> str:
 
 
 def _cause(text: str) -> str:
-    """Returns what PostgreSQL's messages give as the cause: the first fatal one with its detail, else the last line."""
+    """Returns what PostgreSQL's messages give as the cause: the first fatal one with its detail, else all they say."""
     fatal = re.search(r"(?:FATAL|PANIC|initdb: error): +(.*)(?:\n.*?(?:DETAIL|detail): +(.*))?", text)
     if fatal:
         return ": ".join(part for part in fatal.groups() if part)
-    return (text.strip() or "it said nothing").split("\n")[-1]
+    return " ".join(text.split())[-500:] or "it said nothing"
 
 
 def _stop() -> None:
     """Stops the server; returns when its last process is gone, or after a minute."""
     deadline = time.monotonic() + WAIT_SECONDS
-    with _locked("start.lock", fcntl.LOCK_EX):
+    with suppress(FileNotFoundError), _locked("start.lock", fcntl.LOCK_EX):  # not found: somebody has moved the data
         while _exists() and time.monotonic() < deadline:
             if (postmaster := _postmaster()) is None:
                 _kill_orphans()
