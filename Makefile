@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN = .venv/bin
+COMPILE = $(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-emit-trusted-host --no-header
 NODE_MODULES = $(patsubst %,tests/%/node_modules/.package-lock.json,better_auth generators)
 
 .PHONY: run test check bench lock
@@ -21,16 +23,17 @@ check: .venv/dev.done
 bench: .venv/dev.done
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# After a change of the dependencies in pyproject.toml.
+# After a change of the dependencies in pyproject.toml. requirements.txt is the service alone, for a database of one's
+# own; the second has the embedded PostgreSQL as well, the third all that tests and checks need.
 lock: .venv/dev.done
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
-		--output-file requirements.txt pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header \
-		--allow-unsafe --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	$(COMPILE) --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra embedded --constraint requirements.txt --output-file requirements-embedded.txt pyproject.toml
+	$(COMPILE) --allow-unsafe --extra embedded --extra dev --constraint requirements-embedded.txt \
+		--output-file requirements-dev.txt pyproject.toml
 
-.venv/run.done: requirements.txt
+.venv/run.done: requirements-embedded.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-embedded.txt
 	touch $@
 
 .venv/dev.done: .venv/run.done requirements-dev.txt

