@@ -2,32 +2,23 @@
 
 import argparse
 import asyncio
-import multiprocessing
-import multiprocessing.process
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import jwt
 import psycopg
-import uvicorn
-from starlette.applications import Starlette
-from uvicorn.supervisors import Multiprocess
 
-from service import embedded, log
-from service.app import create_app
+from service import embedded, log, server
 from service.batches import Batches
 from service.database import Pool, Unavailable
-from service.protocol import Protocol
 from service.purge import Purged, purge
 from service.schema import migrate
 from service.settings import Settings, SettingsError, load
@@ -35,19 +26,6 @@ from service.settings import Settings, SettingsError, load
 TOKEN_HOURS = 12
 TRASH_DAYS = 30  # what DELETE says of the trash
 MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
-SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s that load balancers keep an idle connection
-SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications run under the same
-    "loop": "uvloop",
-    "http": Protocol,
-    "ws": "none",
-    "log_config": None,
-    "access_log": False,
-    "proxy_headers": False,  # the service reads them itself, and only where there are any
-    "server_header": False,
-    "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-    "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
-}
 DEMO_USER = "demo"
 
 
@@ -57,30 +35,17 @@ class Failure(Exception):
 
 def main() -> None:
     """Runs the command; exits with 0, or with 1 and a message on standard error."""
-    # Ctrl+C and SIGTERM end the process in order: `with` blocks are left, and the exit status is 0.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
-    # A terminal that is closed ends it, too; uvicorn knows nothing of that signal.
-    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    server.end_on_signals()
     arguments = _parser().parse_args()
     try:
         settings = load()
         sys.exit(arguments.run(settings, arguments))
     except SettingsError as error:
         sys.exit(f"The settings are not right (environment or .env):\n{_indented(str(error))}")
-    except (embedded.Unusable, Failure) as error:
+    except (embedded.Unusable, server.CannotStart, Failure) as error:
         sys.exit(str(error))
     except psycopg.Error as error:
         sys.exit(f"The database refuses: {error}")
-
-
-def application() -> Starlette:
-    """What uvicorn calls in each worker."""
-    settings = load()
-    log.set_up(settings.log_level, settings.log_format)
-    if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    return create_app(settings)
 
 
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -89,17 +54,8 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     with _database(settings) as url, _listening_socket(settings) as listener:
         if settings.database_url is None:
             migrate(url)
-        config = uvicorn.Config(
-            "service.__main__:application",
-            factory=True,
-            workers=settings.web_concurrency,
-            **SERVER_OPTIONS,
-        )
         print(_welcome(settings, listener), flush=True)
-        if settings.web_concurrency > 1:
-            Multiprocess(config, sockets=[listener]).run()
-        else:
-            uvicorn.Server(config).run(sockets=[listener])
+        server.run(settings.web_concurrency, listener)
     return 0
 
 
@@ -161,12 +117,6 @@ def _days(text: str) -> int:
     return int(text)
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """Ends this worker once its parent is gone, even one that was killed and could not tell."""
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service",
@@ -210,7 +160,6 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
             "Is it running already? Else set PORT to a free one."
         ) from None
     with listener:
-        listener.set_inheritable(True)
         yield listener
 
 

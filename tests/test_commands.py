@@ -168,9 +168,10 @@ def test_two_services_in_one_folder_share_its_database_until_the_last_has_gone(f
     assert postgres_processes(folder) == []
 
 
-def test_closing_the_terminal_stops_everything_too(used_folder: Path) -> None:
-    with serving(used_folder) as service:
-        stop(service, signal.SIGHUP)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_closing_the_terminal_stops_everything_too(used_folder: Path, workers: str) -> None:
+    with serving(used_folder, WEB_CONCURRENCY=workers) as service:
+        assert stop(service, signal.SIGHUP) == 0
     assert postgres_processes(used_folder) == []
 
 

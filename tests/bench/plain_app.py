@@ -7,9 +7,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from service import log
-from service.__main__ import SERVER_OPTIONS
 from service.app import create_app
 from service.batches import LOCK, Statement
+from service.server import SERVER_OPTIONS
 from service.settings import load
 
 
