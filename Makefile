@@ -7,9 +7,10 @@ NODE_MODULES = tests/better_auth/node_modules/.package-lock.json
 .PHONY: run test check bench lock
 
 run: .venv/run.done
-	$(BIN)/python -m service serve
+	@$(BIN)/python -m service serve
 
 test: .venv/dev.done $(NODE_MODULES)
+	@[ -n "$(ARGS)" ] || echo 'All tests: that takes several minutes. ARGS="-k batch -x" runs a part.'
 	$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/dev.done
@@ -29,14 +30,18 @@ lock: .venv/dev.done
 		--allow-unsafe --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 
 .venv/run.done: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Installing the dependencies into .venv, half a minute or so …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
 
 .venv/dev.done: .venv/run.done requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	touch $@
+	@echo "Installing what tests and checks need into .venv, a minute or so …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
 
 # What the tests with a real Better Auth server need; they are skipped when there is no npm, or the net is away.
 $(NODE_MODULES): tests/better_auth/package-lock.json
+	@! command -v npm >/dev/null || echo "Installing Better Auth for its tests, half a minute or so …"
 	@if command -v npm >/dev/null; then npm ci --prefix tests/better_auth --ignore-scripts --no-audit --no-fund && touch $@; fi || [ -z "$$CI" ]

@@ -20,16 +20,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
 
 from service import embedded, log
 from service.app import create_app
 from service.protocol import Protocol
-from service.settings import SettingsError, load
+from service.settings import Settings, SettingsError, load
 
 SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s that load balancers keep an idle connection
 CONNECTING_SECONDS = 0.3  # a handshake's way across the world and back
 QUEUE_ROUNDS = 200  # of 0.01 s at most, until those who have connected are accepted
 ARRIVING_SECONDS = 0.1  # from the last handshake to the request, which follows at once
@@ -48,7 +46,6 @@ SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications ru
     "access_log": False,
     "proxy_headers": False,  # the service reads them itself, and only where there are any
     "server_header": False,
-    "timeout_keep_alive": KEEP_ALIVE_SECONDS,
     "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
 }
 
@@ -72,31 +69,25 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def run(workers: int, listener: socket.socket) -> None:
+def run(settings: Settings, listener: socket.socket) -> None:
     """Serves until a signal ends the process. Raises CannotStart, and what a start in this process raises."""
-    if workers > 1:
-        _run_workers(workers, listener)
+    if settings.web_concurrency > 1:
+        _run_workers(settings.web_concurrency, listener)
         return
     try:
-        Server(listener).run([listener])
+        Server(settings, listener).run([listener])
     except SystemExit as end:
         if end.code == STARTUP_FAILURE:
             raise CannotStart("The service cannot start: the lines above say why") from None
         raise
 
 
-def application() -> Starlette:
-    """Returns the application, as the environment has it; the log is set up, too."""
-    settings = load()
-    log.set_up(settings.log_level, settings.log_format)
-    return create_app(settings)
-
-
 class Server(uvicorn.Server):
     """uvicorn's server; its end resets nobody, and in a worker it beats while its event loop runs."""
 
-    def __init__(self, listener: socket.socket, beats: Connection | None = None) -> None:
-        super().__init__(uvicorn.Config(application, factory=True, **SERVER_OPTIONS))
+    def __init__(self, settings: Settings, listener: socket.socket, beats: Connection | None = None) -> None:
+        options = SERVER_OPTIONS | {"timeout_keep_alive": settings.keep_alive}
+        super().__init__(uvicorn.Config(lambda: create_app(settings), factory=True, **options))
         self._listener = listener
         self._beats = beats
 
@@ -241,7 +232,9 @@ def _work(listener: socket.socket, beats: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     os.set_blocking(beats.fileno(), False)
     try:
-        Server(listener, beats).run([listener])
+        settings = load()
+        log.set_up(settings.log_level, settings.log_format)
+        Server(settings, listener, beats).run([listener])
     except (embedded.Unusable, SettingsError) as error:
         sys.exit(str(error))
 

@@ -2,7 +2,7 @@
 
 import re
 from ipaddress import ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -16,6 +16,9 @@ SECRET_LENGTH = 32
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")  # libpq's
 
 ORIGIN = re.compile(r"https?://[^/?#@\s*]+", re.ASCII | re.IGNORECASE)
+
+
+S = TypeVar("S", bound="DatabaseSettings")
 
 
 class SettingsError(Exception):
@@ -99,8 +102,13 @@ def proxies(value: str) -> str:
     return value.strip()
 
 
-class Settings(BaseSettings):
-    """The service's settings, each under its upper-case name in the environment or in `.env`."""
+def lowered(value: str) -> str:
+    """Returns the word in lower case, without white space around it."""
+    return value.strip().lower()
+
+
+class DatabaseSettings(BaseSettings):
+    """What every command needs, each under its upper-case name in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -112,6 +120,27 @@ class Settings(BaseSettings):
     )
 
     database_url: Annotated[SecretStr, AfterValidator(normalized_url)] | None = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lowered)] = "info"
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(lowered)] = "text"
+    db_pool_min: int = Field(default=5, ge=1)
+    db_pool_max: int = Field(default=15, ge=1, validate_default=True)
+    db_statement_cache: int = Field(default=100, ge=0)
+
+    # It looks at another field as well, and is no model validator, which would not run when a field is wrong: all that
+    # is wrong is to be named at once. The same holds for the secret.
+    @field_validator("db_pool_max")
+    @classmethod
+    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
+        """Refuses a pool that would have to be larger than it may be."""
+        least = info.data.get("db_pool_min", 0)
+        if most < least:
+            raise ValueError(f"is {most}, below DB_POOL_MIN, which is {least}")
+        return most
+
+
+class Settings(DatabaseSettings):
+    """All settings: what answers requests, or makes tokens, needs these too."""
+
     better_auth_url: Annotated[str, AfterValidator(server_url)] | None = None
     better_auth_jwks_url: Annotated[str, AfterValidator(http_url)] | None = None
     better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=True)
@@ -122,15 +151,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
+    keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
-    db_pool_min: int = Field(default=5, ge=1)
-    db_pool_max: int = Field(default=15, ge=1, validate_default=True)
-    db_statement_cache: int = Field(default=100, ge=0)
-
-    # These two look at another field as well, and are no model validators, which would not run when a field is wrong:
-    # everything that is wrong is to be named at once.
 
     @field_validator("better_auth_secret")
     @classmethod
@@ -149,15 +171,6 @@ class Settings(BaseSettings):
                 f"has {length} characters and needs at least {SECRET_LENGTH}; `openssl rand -base64 32` makes one"
             )
         return secret
-
-    @field_validator("db_pool_max")
-    @classmethod
-    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
-        """Refuses a pool that would have to be larger than it may be."""
-        least = info.data.get("db_pool_min", 0)
-        if most < least:
-            raise ValueError(f"is {most}, below DB_POOL_MIN, which is {least}")
-        return most
 
     @property
     def secret(self) -> str | None:
@@ -197,8 +210,17 @@ class Settings(BaseSettings):
 
 def load() -> Settings:
     """Reads the environment and `.env`. Raises SettingsError, which names everything that is wrong at once."""
+    return _load(Settings)
+
+
+def load_database() -> DatabaseSettings:
+    """As `load`, for what needs the database alone: nothing else has to be there, or right."""
+    return _load(DatabaseSettings)
+
+
+def _load(kind: type[S]) -> S:
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):

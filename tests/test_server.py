@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 
 from service.server import ENDING, HUNG_ROUNDS, ROUND_SECONDS, Server
+from service.settings import Settings
 from tests.conftest import ROOT, Served, service_environment, serving, wait_until
 from tests.processes import STOP_SECONDS, external, run_service, stop
 
@@ -280,11 +281,11 @@ def test_what_cannot_start_is_not_tried_for_ever(
         assert ended.stderr.splitlines()[-1].endswith("say why")
 
 
-def test_what_the_server_uses_of_uvicorn_is_there() -> None:
+def test_what_the_server_uses_of_uvicorn_is_there(settings: Settings) -> None:
     """None of it is documented but `serve`; `servers`, which uvicorn sets at the start, is in every test above."""
     for method in (uvicorn.Server.serve, uvicorn.Server.shutdown):
         assert list(inspect.signature(method).parameters) == ["self", "sockets"]
     with socket.socket() as listener:
-        server = Server(listener)
+        server = Server(settings, listener)
     assert (server.started, server.should_exit) == (False, False)
     assert uvicorn.config.STARTUP_FAILURE > 0
