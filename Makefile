@@ -9,9 +9,10 @@ NODE_MODULES = $(patsubst %,tests/%/node_modules/.package-lock.json,better_auth 
 .PHONY: run test check bench lock
 
 run: .venv/run.done
-	$(BIN)/python -m service serve
+	@$(BIN)/python -m service serve
 
 test: .venv/dev.done $(NODE_MODULES)
+	@[ -n "$(ARGS)" ] || echo 'All tests: that takes several minutes. ARGS="-k batch -x" runs a part.'
 	$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/dev.done
@@ -32,15 +33,19 @@ lock: .venv/dev.done
 		--output-file requirements-dev.txt pyproject.toml
 
 .venv/run.done: requirements-embedded.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-embedded.txt
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Installing the dependencies into .venv, half a minute or so …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-embedded.txt
+	@touch $@
 
 .venv/dev.done: .venv/run.done requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	touch $@
+	@echo "Installing what tests and checks need into .venv, a minute or so …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
 
 # What the tests with a real Better Auth server, and with others' generators, need; they are skipped when there is no
 # npm, or the net is away.
 $(NODE_MODULES): tests/%/node_modules/.package-lock.json: tests/%/package-lock.json
+	@! command -v npm >/dev/null || echo "Installing what the tests in tests/$* need from npm, half a minute or so …"
 	@if command -v npm >/dev/null; then npm ci --prefix tests/$* --ignore-scripts --no-audit --no-fund && touch $@; fi || [ -z "$$CI" ]

@@ -2,54 +2,43 @@
 
 import argparse
 import asyncio
+import errno
 import logging
-import multiprocessing
-import multiprocessing.process
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import NoReturn
 
 import jwt
 import psycopg
-import uvicorn
-from starlette.applications import Starlette
-from uvicorn.supervisors import Multiprocess
 
-from service import embedded, log
+from service import embedded, log, server
 from service.address import Address, parse_address
-from service.app import create_app
 from service.batches import Batches
 from service.database import Pool, Unavailable
-from service.protocol import Protocol
+from service.openapi import service_version
 from service.psql import INSTALL, NoPsql, Psql, best_psql
 from service.purge import Purged, purge
 from service.schema import Blocked, migrate
-from service.settings import Settings, SettingsError, load
+from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 
 TOKEN_HOURS = 12
 TRASH_DAYS = 30  # what DELETE says of the trash
 MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
-SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
-SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications run under the same
-    "loop": "uvloop",
-    "http": Protocol,
-    "ws": "none",
-    "log_config": None,
-    "access_log": False,
-    "proxy_headers": False,  # the service reads them itself, and only where there are any
-    "server_header": False,
-    "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
-}
 DEMO_USER = "demo"
 PASSWORDLESS = "\nDATABASE_URL has no password; PGPASSWORD and ~/.pgpass are not read"
 PSQL_LOST = 2  # psql's exit status when the connection failed or went away
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (not to listen there, but to know when somebody does)
+PSQL_HELP = """usage: python -m service psql [ARGUMENT ...]
+
+Opens psql on the service's database: the one of DATABASE_URL, or that in .data/. All arguments are passed on to psql,
+as in `python -m service psql -c 'select title from task'`. This is what psql says of them:
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -60,28 +49,17 @@ class Failure(Exception):
 
 def main() -> None:
     """Runs the command; exits with 0, or with 1 and a message on standard error."""
-    # Ctrl+C and SIGTERM end the process in order: `with` blocks are left, and the exit status is 0.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
-    # A terminal that is closed ends it, too; uvicorn knows nothing of that signal.
-    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    arguments = _parser().parse_args()
+    server.end_on_signals()
+    parser = _parser()
+    arguments, others = parser.parse_known_args()
+    if others:
+        parser.error(f"{others[0]!r} is unknown; settings are environment variables, as in PORT=8001 {parser.prog}")
     try:
-        settings = load()
-        sys.exit(arguments.run(settings, arguments))
+        sys.exit(arguments.run(arguments.load(), arguments))
     except SettingsError as error:
         sys.exit(f"The settings are not right (environment or .env):\n{_indented(str(error))}")
-    except (embedded.Unusable, Failure, Blocked, NoPsql) as error:
+    except (embedded.Unusable, server.CannotStart, Failure, Blocked, NoPsql) as error:
         sys.exit(str(error))
-
-
-def application() -> Starlette:
-    """What uvicorn calls in each worker."""
-    settings = load()
-    log.set_up(settings.log_level, settings.log_format)
-    if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    return create_app(settings)
 
 
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -90,22 +68,12 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     with _database(settings) as address, _listening_socket(settings) as listener:
         if settings.database_url is None:
             migrate(address)
-        config = uvicorn.Config(
-            "service.__main__:application",
-            factory=True,
-            workers=settings.web_concurrency,
-            timeout_keep_alive=settings.keep_alive,
-            **SERVER_OPTIONS,
-        )
         print(_welcome(settings, listener), flush=True)
-        if settings.web_concurrency > 1:
-            Multiprocess(config, sockets=[listener]).run()
-        else:
-            uvicorn.Server(config).run(sockets=[listener])
+        server.run(settings, listener)
     return 0
 
 
-def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
+def run_migrate(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Applies the migrations that are not applied yet, and says which."""
     with _database(settings) as address:
         applied = migrate(address)
@@ -113,7 +81,7 @@ def run_migrate(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_purge(settings: Settings, arguments: argparse.Namespace) -> int:
+def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Erases old trash and old keys of retries, and says how many."""
     log.set_up(settings.log_level, settings.log_format)
     with _database(settings) as address:
@@ -134,8 +102,10 @@ def run_token(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
+def run_psql(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Runs psql on the service's database; returns its exit status."""
+    if "--help" in arguments.arguments:
+        print(PSQL_HELP, flush=True)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl+C is for psql, which cancels its query
     with _database(settings) as address:
         psql = Psql(embedded.PSQL, (), False) if settings.database_url is None else best_psql(address, embedded.PSQL)
@@ -146,7 +116,7 @@ def run_psql(settings: Settings, arguments: argparse.Namespace) -> int:
     return status
 
 
-async def _purge(settings: Settings, address: Address, days: int) -> Purged:
+async def _purge(settings: DatabaseSettings, address: Address, days: int) -> Purged:
     db = Batches(Pool(address, 1, 1, settings.db_statement_cache))
     await db.open()
     try:
@@ -166,37 +136,73 @@ def _days(text: str) -> int:
     return int(text)
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """Ends this worker once its parent is gone, even one that was killed and could not tell."""
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line in the place of a whole usage."""
+        self.exit(2, f"{message}. `{self.prog} --help` says more.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m service",
         description="The task service. Its settings are environment variables, or lines in .env; the README lists them."
         " Without DATABASE_URL it uses a PostgreSQL of its own, in .data/.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="")
-    parser.set_defaults(run=serve)
-    commands.add_parser("serve", help="answer requests (the default)").set_defaults(run=serve)
-    commands.add_parser("migrate", help="bring the database's tables up to date").set_defaults(run=run_migrate)
-    purge_command = commands.add_parser("purge", help="erase what has been in the trash for long, and old retry keys")
-    days = f"how long a task stays in the trash ({TRASH_DAYS})"
+    parser.add_argument("--version", action="version", version=service_version(), help="print the version")
+    parser.set_defaults(run=serve, load=load)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., int], load: Callable[[], DatabaseSettings], short: str, long: str) -> _Parser:
+        command = commands.add_parser(name, help=short, description=long)
+        command.set_defaults(run=run, load=load)
+        return command
+
+    add(
+        "serve",
+        serve,
+        load,
+        "answer requests (the default)",
+        "Answers requests until Ctrl+C or SIGTERM. The settings say where (HOST, 127.0.0.1; PORT, 8000), with how many"
+        " processes (WEB_CONCURRENCY, 1), on which database (DATABASE_URL; without it one in .data/, whose tables are"
+        " brought up to date first) and for whom (BETTER_AUTH_URL or BETTER_AUTH_SECRET, FRONTEND_URL).",
+    )
+    add(
+        "migrate",
+        run_migrate,
+        load_database,
+        "bring the database's tables up to date",
+        "Applies the migrations that the database of DATABASE_URL does not have yet, and says which. To be run before a"
+        " new version serves; it is safe to repeat, and two at once are safe.",
+    )
+    purge_command = add(
+        "purge",
+        run_purge,
+        load_database,
+        "erase what has been in the trash for long, and old retry keys",
+        f"Erases for good the tasks that have been in the trash for {TRASH_DAYS} days, and the keys of retries"
+        " (Idempotency-Key) that are more than a day old. Meant to be run daily, while the service serves.",
+    )
+    days = (
+        f"how many days a task stays in the trash: 0 to {MOST_DAYS}, {TRASH_DAYS} unless given; keys are kept for a day"
+    )
     purge_command.add_argument("--days", type=_days, default=TRASH_DAYS, help=days)
-    purge_command.set_defaults(run=run_purge)
-    token = commands.add_parser("token", help="print a token to try the API with")
-    token.add_argument("user", help="the user's id, as it stands in the path: /api/USER/tasks")
-    token.set_defaults(run=run_token)
+    token = add(
+        "token",
+        run_token,
+        load,
+        "print a token to try the API with",
+        f"Prints a JWT that is good for {TOKEN_HOURS} hours, for the header `Authorization: Bearer TOKEN`. It is signed"
+        " (HS256) with BETTER_AUTH_SECRET; without DATABASE_URL, with the secret that is kept in .data/ for that.",
+    )
+    token.add_argument("user", metavar="USER", help="the user's id, as it stands in the path: /api/USER/tasks")
     psql = commands.add_parser("psql", help="open psql on the service's database", add_help=False, prefix_chars="\0")
-    psql.add_argument("arguments", nargs="*", help="psql's own arguments")
-    psql.set_defaults(run=run_psql)
+    psql.add_argument("arguments", nargs="*")
+    psql.set_defaults(run=run_psql, load=load_database)
     return parser
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[Address]:
+def _database(settings: DatabaseSettings) -> Iterator[Address]:
     """Yields the database's address, and says once what of DATABASE_URL is not kept. Raises Failure when it refuses."""
     with ExitStack() as stack:
         if (address := settings.database_url) is None:
@@ -216,25 +222,40 @@ def _database(settings: Settings) -> Iterator[Address]:
 
 @contextmanager
 def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host, port = settings.host.removeprefix("[").removesuffix("]"), settings.port
+    if host == "*":
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (it is what was asked for)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        raise Failure(
-            f"Cannot listen on HOST {settings.host}, PORT {settings.port}: {error.strerror}. "
-            "Is it running already? Else set PORT to a free one."
-        ) from None
+        # `::` is IPv4, too: what containers and platforms expect of it
+        listener = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
+    except (OSError, UnicodeError) as error:
+        raise Failure(_why_not_listening(error, settings)) from None
     with listener:
-        listener.set_inheritable(True)
         yield listener
+
+
+def _why_not_listening(error: OSError | UnicodeError, settings: Settings) -> str:
+    host, port = settings.host, settings.port
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return f"Port {port} is taken, perhaps by a service that runs already: PORT={port % 65535 + 1} make run"
+        case errno.EACCES:
+            return f"PORT {port} is for root alone: take one from 1024 on, as in PORT=8000 make run"
+        case errno.EADDRNOTAVAIL:
+            return f"HOST {host} is no address of this machine: 127.0.0.1 is for itself, * for all its networks"
+        case _:
+            return f"Cannot listen on HOST {host}, PORT {port}: {getattr(error, 'strerror', None) or 'it is no host'}"
 
 
 def _welcome(settings: Settings, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    served = address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if host in EVERYWHERE:  # which browsers do not open
+        address = f"http://127.0.0.1:{port}"
     python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python3"
     lines = [
-        f"Serving on {address}",
+        f"Serving on {served}",
         f"  docs   {address}/docs",
         f"  psql   {python} -m service psql",
     ]

@@ -2,7 +2,7 @@
 
 import re
 from ipaddress import IPv6Address, ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import idna
@@ -29,6 +29,9 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\\\s*%]+/?", re.ASCII | re.IGNOR
 USUAL_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}  # the URL standard's
 HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, but for *, which would not mean any here
 PREFIX = re.compile(r"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+/?")
+
+
+S = TypeVar("S", bound="DatabaseSettings")
 
 
 class SettingsError(Exception):
@@ -112,8 +115,13 @@ def proxies(value: str) -> str:
     return value.strip()
 
 
-class Settings(BaseSettings):
-    """The service's settings, each under its upper-case name in the environment or in `.env`."""
+def lowered(value: str) -> str:
+    """Returns the word in lower case, without white space around it."""
+    return value.strip().lower()
+
+
+class DatabaseSettings(BaseSettings):
+    """What every command needs, each under its upper-case name in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -125,6 +133,27 @@ class Settings(BaseSettings):
     )
 
     database_url: Annotated[InstanceOf[Address], BeforeValidator(parse_address)] | None = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lowered)] = "info"
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(lowered)] = "text"
+    db_pool_min: int = Field(default=5, ge=1)
+    db_pool_max: int = Field(default=15, ge=1, validate_default=True)
+    db_statement_cache: int = Field(default=100, ge=0)
+
+    # It looks at another field as well, and is no model validator, which would not run when a field is wrong: all that
+    # is wrong is to be named at once. The same holds for the secret.
+    @field_validator("db_pool_max")
+    @classmethod
+    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
+        """Refuses a pool that would have to be larger than it may be."""
+        least = info.data.get("db_pool_min", 0)
+        if most < least:
+            raise ValueError(f"is {most}, below DB_POOL_MIN, which is {least}")
+        return most
+
+
+class Settings(DatabaseSettings):
+    """All settings: what answers requests, or makes tokens, needs these too."""
+
     better_auth_url: Annotated[str, AfterValidator(server_url)] | None = None
     better_auth_jwks_url: Annotated[str, AfterValidator(http_url)] | None = None
     better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=True)
@@ -139,14 +168,6 @@ class Settings(BaseSettings):
     root_path: Annotated[str, AfterValidator(path_prefix)] = ""
     keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
-    db_pool_min: int = Field(default=5, ge=1)
-    db_pool_max: int = Field(default=15, ge=1, validate_default=True)
-    db_statement_cache: int = Field(default=100, ge=0)
-
-    # These two look at another field as well, and are no model validators, which would not run when a field is wrong:
-    # everything that is wrong is to be named at once.
 
     @field_validator("better_auth_secret")
     @classmethod
@@ -165,15 +186,6 @@ class Settings(BaseSettings):
                 f"has {length} characters and needs at least {SECRET_LENGTH}; `openssl rand -base64 32` makes one"
             )
         return secret
-
-    @field_validator("db_pool_max")
-    @classmethod
-    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
-        """Refuses a pool that would have to be larger than it may be."""
-        least = info.data.get("db_pool_min", 0)
-        if most < least:
-            raise ValueError(f"is {most}, below DB_POOL_MIN, which is {least}")
-        return most
 
     @property
     def secret(self) -> str | None:
@@ -212,13 +224,19 @@ class Settings(BaseSettings):
 
 
 def load() -> Settings:
-    """Reads the environment and `.env`. Raises SettingsError, which names everything that is wrong at once.
+    """Reads the environment and `.env`. Raises SettingsError, which names everything that is wrong at once."""
+    return _load(Settings)
 
-    From then on the environment has nothing more to say of the database.
-    """
-    forget_environment()
+
+def load_database() -> DatabaseSettings:
+    """As `load`, for what needs the database alone: nothing else has to be there, or right."""
+    return _load(DatabaseSettings)
+
+
+def _load(kind: type[S]) -> S:
+    forget_environment()  # from here on it has nothing more to say of the database
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):

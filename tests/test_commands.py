@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,19 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, SECRET, Served, empty_database, service_environment, serving, wait_until
-from tests.processes import Client, embedded_url, external, kill, own_folder, postgres_processes, run_service, stop
+from tests.processes import (
+    STOP_SECONDS,
+    Client,
+    embedded_url,
+    external,
+    kill,
+    own_folder,
+    postgres_processes,
+    run_service,
+    stop,
+)
 
+README = (ROOT / "README.md").read_text()
 SHOW_TITLES = "-At -c 'select title from task'"
 NOBODY_LISTENS = "postgresql://me:hush-hush@127.0.0.1:1/tasks"
 
@@ -168,9 +180,10 @@ def test_two_services_in_one_folder_share_its_database_until_the_last_has_gone(f
     assert postgres_processes(folder) == []
 
 
-def test_closing_the_terminal_stops_everything_too(used_folder: Path) -> None:
-    with serving(used_folder) as service:
-        stop(service, signal.SIGHUP)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_closing_the_terminal_stops_everything_too(used_folder: Path, workers: str) -> None:
+    with serving(used_folder, WEB_CONCURRENCY=workers) as service:
+        assert stop(service, signal.SIGHUP) == 0
     assert postgres_processes(used_folder) == []
 
 
@@ -200,6 +213,47 @@ def test_help_lists_the_commands(folder: Path) -> None:
     ended = run_service(folder, "--help")
     assert ended.returncode == 0
     assert re.findall(r"^    (\w+)  ", ended.stdout, re.MULTILINE) == ["serve", "migrate", "purge", "token", "psql"]
+
+
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        ("serve", ["HOST, 127.0.0.1", "PORT, 8000", "WEB_CONCURRENCY", "DATABASE_URL", "BETTER_AUTH_URL"]),
+        ("migrate", ["DATABASE_URL", "before a new version serves", "safe to repeat"]),
+        ("purge", ["30 days", "--days", "keys", "more than a day old", "daily"]),
+        ("token", ["12 hours", "BETTER_AUTH_SECRET", "/api/USER/tasks", "Authorization: Bearer"]),
+        ("psql", ["passed on", "psql -c", "-c, --command"]),
+    ],
+)
+def test_each_command_s_help_says_what_a_newcomer_needs(folder: Path, command: str, texts: list[str]) -> None:
+    ended = run_service(folder, command, "--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for text in texts:
+        assert text in " ".join(ended.stdout.split())
+
+
+def test_version(folder: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert run_service(folder, "--version").stdout == project["version"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["serv"], ["'serv'", "'serve'", "'migrate'", "'purge'", "'token'", "'psql'"]),
+        (["serve", "--port", "9000"], ["'--port' is unknown", "environment variables, as in PORT=8001 python -m"]),
+        (["migrate", "now"], ["'now' is unknown"]),
+        (["token"], ["required: USER", "token --help"]),
+        (["purge", "--days", "-1"], ["--days"]),
+        (["purge", "--days", "36501"], ["--days", "from 0 to 36500, not '36501'", "purge --help"]),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named_in_one_line(folder: Path, arguments: list[str], texts: list[str]) -> None:
+    ended = run_service(folder, *arguments)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    for text in texts:
+        assert text in ended.stderr
 
 
 def test_a_token_is_accepted_by_the_service(folder: Path, served: Served, database_url: str) -> None:
@@ -316,8 +370,59 @@ def refused(folder: Path, *arguments: str, **settings: str) -> str:
 
 def test_a_taken_port_is_named(folder: Path, served: Served, database_url: str) -> None:
     said = refused(folder, PORT=str(served.port), **external(database_url))
-    assert f"PORT {served.port}: Address already in use" in said
-    assert "set PORT to a free one" in said
+    assert said.startswith(f"Port {served.port} is taken")
+    assert said.endswith(f"PORT={served.port + 1} make run\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("192.0.2.1", "HOST 192.0.2.1 is no address of this machine"),
+        ("a..b", "Cannot listen on HOST a..b"),
+        ("http://127.0.0.1", "Cannot listen on HOST http://127.0.0.1"),
+    ],
+)
+def test_a_host_that_is_none_is_named(folder: Path, database_url: str, host: str, said: str) -> None:
+    text = refused(folder, HOST=host, PORT="0", **external(database_url))
+    assert text.startswith(said)
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("::", ["127.0.0.1", "::1"]),
+        ("[::]", ["127.0.0.1", "::1"]),
+        ("*", ["127.0.0.1", "::1"]),
+        ("0.0.0.0", ["127.0.0.1"]),  # noqa: S104
+        ("::1", ["::1"]),
+        ("localhost", ["127.0.0.1"]),
+        ("", ["127.0.0.1"]),
+    ],
+)
+def test_where_it_listens(folder: Path, database_url: str, host: str, reached: list[str]) -> None:
+    with serving(folder, HOST=host, **external(database_url)) as service:
+        assert service.process.stdout is not None
+        docs = service.process.stdout.readline().split()[-1]
+        assert httpx.get(docs).status_code == 200
+        for address in ("127.0.0.1", "::1"):
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as client:
+                assert (client.connect_ex((address, service.port)) == 0) == (address in reached)
+
+
+@pytest.mark.parametrize("command", ["migrate", "psql", "purge"])
+def test_commands_for_the_database_need_no_other_settings(folder: Path, database_url: str, command: str) -> None:
+    wrong = {"BETTER_AUTH_SECRET": "short", "PORT": "x", "FRONTEND_URL": "*"}
+    for settings in ({}, wrong):
+        arguments = [command, "-c", "select 1"] if command == "psql" else [command]
+        ended = run_service(folder, *arguments, DATABASE_URL=database_url, **settings)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["serve", "token"])
+def test_commands_that_need_a_secret_ask_for_it(folder: Path, database_url: str, command: str) -> None:
+    arguments = [command, "me"] if command == "token" else [command]
+    assert "BETTER_AUTH_SECRET: is required with DATABASE_URL" in refused(folder, *arguments, DATABASE_URL=database_url)
 
 
 @pytest.mark.parametrize("command", ["serve", "token"])
@@ -352,25 +457,90 @@ def test_serve_starts_without_its_database_and_says_so(folder: Path) -> None:
 # The Procfile ---------------------------------------------------------------------------------------------------------
 
 
-def honcho(folder: Path, process: str, **settings: str) -> subprocess.Popen[str]:
-    """Starts one process of the Procfile, as honcho does, with this Python."""
-    binaries = Path(sys.executable).parent
-    environment = service_environment(**settings)
-    environment["PATH"] = f"{binaries}:{environment['PATH']}"
-    command = [str(binaries / "honcho"), "-f", str(ROOT / "Procfile"), "-d", str(folder), "start", process]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def checkout(folder: Path) -> Path:
+    """A folder with the Procfile, and what `make run` and the README's `pip install honcho` leave in .venv."""
+    shutil.copy(ROOT / "Procfile", folder)
+    binaries = folder / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\nexport PATH\n')
+    for name in ("python", "honcho", "pip"):
+        module = "" if name == "python" else f"-m {name} "
+        (binaries / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module}"$@"\n')
+        (binaries / name).chmod(0o755)
+    return folder
 
 
-def test_the_procfile_runs_with_honcho(folder: Path, database_url: str) -> None:
-    with honcho(folder, "release", **external(database_url)) as release:
-        assert "the schema is current" in release.communicate()[0]
-        assert release.returncode == 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_procfile_runs_in_a_fresh_shell_as_the_readme_says(checkout: Path, number: signal.Signals) -> None:
+    commands = re.findall(r"```sh\n(.*?)```", README.partition("## Start")[2].partition("\n## ")[0], re.DOTALL)[-1]
+    assert "pip install honcho\n" in commands
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with honcho(folder, "web", PORT=str(port), **external(database_url)) as web:
+    shell = subprocess.Popen(
+        ["sh", "-c", commands.replace("pip install honcho\n", "")],
+        cwd=checkout,
+        env=service_environment(PORT=str(port)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
         wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
-        web.send_signal(signal.SIGTERM)
-        assert "Serving on http://0.0.0.0:" in web.communicate(timeout=10)[0]
+        os.killpg(
+            shell.pid, number
+        )  # honcho is all of a terminal's foreground; its processes have sessions of their own
+        said = shell.communicate(timeout=STOP_SECONDS)[0]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert "applied 0001" in said
+    assert re.search(r"release\.1 stopped \(rc=0\)", said)
+    assert "Serving on http://0.0.0.0:" in said
+    assert re.search(r"web\.1 stopped \(rc=0\)", said), said
+    assert postgres_processes(checkout) == []
+
+
+# Make -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def makefile(tmp_path: Path) -> Path:
+    """A folder with the project's Makefile, its lists of dependencies, and a Python that does nothing."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    modules = "tests/better_auth/node_modules/.package-lock.json"
+    for name in ("requirements.txt", "requirements-dev.txt", "tests/better_auth/package-lock.json", modules):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").symlink_to("/bin/true")
+    return tmp_path
+
+
+def make(folder: Path, target: str, python: str = "true") -> str:
+    command = ["make", target, f"PYTHON={python}"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    return ended.stdout + ended.stderr
+
+
+def test_make_says_what_takes_long(makefile: Path) -> None:
+    assert make(makefile, "run") == "Installing the dependencies into .venv, half a minute or so …\n"
+    assert make(makefile, "run") == "", "once"
+    said = make(makefile, "test")
+    assert "Installing what tests and checks need into .venv" in said
+    assert "All tests: that takes several minutes." in said
+
+
+def test_make_says_which_python_it_needs(makefile: Path) -> None:
+    old = makefile / "python3.9"
+    program = "import sys; sys.version_info = (3, 9); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$2"\n')
+    old.chmod(0o755)
+    said = make(makefile, "run", str(old))
+    assert "Python 3.11 or newer is needed" in said
+    assert "Installing" not in said
 
 
 # The log --------------------------------------------------------------------------------------------------------------
@@ -409,8 +579,9 @@ def test_the_log_as_text_has_one_line_a_request(folder: Path, database_url: str)
     assert found == [("request-201", "201", user), ("request-422", "422", user), ("request-401", "401", "-")]
 
 
-def test_the_log_as_json_has_one_object_a_request(folder: Path, database_url: str) -> None:
-    lines = [json.loads(line) for line in logged(folder, database_url, LOG_FORMAT="json")]
+@pytest.mark.parametrize(("level", "form"), [("info", "json"), ("INFO", "JSON"), (" Info ", "Json")])
+def test_the_log_as_json_has_one_object_a_request(folder: Path, database_url: str, level: str, form: str) -> None:
+    lines = [json.loads(line) for line in logged(folder, database_url, LOG_LEVEL=level, LOG_FORMAT=form)]
     created, invalid, refused = [line for line in lines if line["status"] != 200]
     for line in lines:
         assert line["total_ms"] >= line["database_ms"] >= 0

@@ -8,9 +8,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from service import log
-from service.__main__ import SERVER_OPTIONS
 from service.app import create_app
 from service.batches import SOON, Statement
+from service.server import SERVER_OPTIONS
 from service.settings import load
 
 
