@@ -69,8 +69,8 @@ def test_the_counters_that_exist_are_lifted_and_tasks_keep_their_versions(empty:
         )
     migrate(empty)
     with psycopg.connect(empty) as connection:
-        counters = dict(connection.execute("select user_id, version from account").fetchall())
-        versions = dict(connection.execute("select user_id, version from task").fetchall())
+        counters: dict[str, int] = dict(connection.execute("select user_id, version from account").fetchall())
+        versions: dict[str, int] = dict(connection.execute("select user_id, version from task").fetchall())
     assert versions == {"old": 7, "nobody": 9}
     assert counters.pop("ahead") == now + 10**9
     assert set(counters) == {"who failed", "old"}
