@@ -44,7 +44,8 @@ with known as materialized (
 ), word as materialized (
     -- Folded like the text below. A word that begins like one is to stand at the beginning of a word: behind a separator,
     -- or behind a script without spaces. Where a word could begin, a space goes in, so that its beginning is a space.
-    -- A word in a script without spaces, or with a separator in front, may stand anywhere.
+    -- A word in a script without spaces, or with a separator in front, may stand anywhere. Only the beginnings with a
+    -- letter that one of the words begins with get their space: there are fewer.
     select
         array_agg(folded order by octet_length(folded) desc) filter (where not is_kana) as folded,
         array_agg(folded order by octet_length(folded) desc) filter (where is_kana) as kana,
@@ -53,7 +54,7 @@ with known as materialized (
     from (
         select
             *,
-            '(' || separator || '|' || spaceless || ')(?=['
+            '(?:' || separator || '|' || spaceless || ')(?=['
                 || string_agg(left(folded, 1), '') filter (where is_bound) over () || '])' as boundary
         from (
             select
