@@ -85,7 +85,7 @@ class Protocol(asyncio.Protocol):
         self.is_shutting_down = False
         self._written = 0  # bytes, in all
         self._taken = 0  # bytes that the client has acknowledged, in all, when that was looked at
-        self.stalled_since = 0.0
+        self.stalled_since = self.loop.time()
 
     # What the event loop and uvicorn call
 
@@ -476,10 +476,10 @@ class Exchange:
                 raise ValueError(WRONG_LENGTH)
             head += length[len(b"\r\n") :]
         if len(body) < LARGE_BYTES:
-            self._connection.write(b"".join((head, b"\r\n", body)))
+            self._write(b"".join((head, b"\r\n", body)))
         else:  # a copy would take longer than a second system call, while everybody else waits
-            self._connection.write(head + b"\r\n")
-            self._connection.write(body)
+            self._write(head + b"\r\n")
+            self._write(body)
         self._finish()
 
     def _write_head(self, start: Message) -> None:
@@ -490,7 +490,7 @@ class Exchange:
         elif not self._is_bodiless and self._version == "1.1":
             self._is_chunked = True
             head += b"transfer-encoding: chunked\r\n"
-        self._connection.write(head + b"\r\n")
+        self._write(head + b"\r\n")
 
     def _write_part(self, body: bytes, *, is_followed: bool) -> None:
         if self._left is not None:
@@ -501,7 +501,7 @@ class Exchange:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             body += b"" if is_followed else LAST_CHUNK
         if body and not self._is_bodiless:
-            self._connection.write(body)
+            self._write(body)
         if not is_followed:
             self._finish()
 
@@ -515,8 +515,11 @@ class Exchange:
             self._keeps_alive = False
             head += b"connection: close\r\n"
         self._start = None
-        self.has_begun = True
         return head
+
+    def _write(self, data: bytes) -> None:
+        self.has_begun = True
+        self._connection.write(data)
 
     def _finish(self) -> None:
         self._is_answered = True

@@ -79,6 +79,10 @@ async def declared(scope: Scope, receive: Receive, send: Send) -> None:
     await stream(send, [b"a" * 10, b"b" * 10], [(b"content-length", b"%d" % number_in(scope))])
 
 
+async def wrong_length(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, 200, b"four", [(b"content-length", b"5")])
+
+
 async def with_status(scope: Scope, receive: Receive, send: Send) -> None:
     await answer(send, number_in(scope), b"")
 
@@ -120,6 +124,7 @@ DOES = {
     "/large": large,
     "/stream": in_parts,
     "/declared": declared,
+    "/wrong-length": wrong_length,
     "/status": with_status,
     "/injection": injection,
     "/fails": fails,
@@ -455,6 +460,14 @@ def test_when_too_much_waits_to_be_read_those_who_read_nothing_go_first(
     assert len(server.connections) >= 2, "no more are ended than have to be"
     while read < LARGE:
         read += len(reader.socket.recv(1_000_000))
+
+
+def test_a_new_connection_has_the_time_that_others_have(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "UNSENT_BYTES", 1)
+    wire = connect(receive_buffer=4096)
+    wire.send(get(f"/large?n={LARGE}"))
+    time.sleep(0.5)
+    assert len(wire.answer()[2]) == LARGE
 
 
 # Pipelines ------------------------------------------------------------------------------------------------------------
@@ -895,7 +908,7 @@ def is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/fails", "/nothing", "/injection", "/declared?n=21", "/declared?n=19", "/declared?n=9"]
+    "path", ["/fails", "/nothing", "/injection", "/wrong-length", "/declared?n=21", "/declared?n=19", "/declared?n=9"]
 )
 def test_an_application_that_fails(connect: Connect, caplog: pytest.LogCaptureFixture, path: str) -> None:
     wire = connect()
