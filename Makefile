@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 COMPILE = $(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --no-header
+CHECK_PYTHON = 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	"Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12")'
 NODE_MODULES = $(patsubst %,tests/%/node_modules/.package-lock.json,better_auth generators)
 
 .PHONY: run test check bench lock
@@ -32,10 +34,10 @@ lock: .venv/dev.done
 	$(COMPILE) --allow-unsafe --extra embedded --extra dev --constraint requirements-embedded.txt \
 		--output-file requirements-dev.txt pyproject.toml
 
+# An environment that works is kept when the dependencies change: another Python must not be mixed into it.
 .venv/run.done: requirements-embedded.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@echo "Installing the dependencies into .venv, half a minute or so …"
-	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(PYTHON) -c $(CHECK_PYTHON) && $(PYTHON) -m venv --clear .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-embedded.txt
 	@touch $@
 

@@ -509,8 +509,10 @@ def test_the_procfile_runs_in_a_fresh_shell_as_the_readme_says(checkout: Path, n
 def makefile(tmp_path: Path) -> Path:
     """A folder with the project's Makefile, its lists of dependencies, and a Python that does nothing."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    modules = "tests/better_auth/node_modules/.package-lock.json"
-    for name in ("requirements.txt", "requirements-dev.txt", "tests/better_auth/package-lock.json", modules):
+    names = ["requirements-embedded.txt", "requirements-dev.txt"]
+    for tests in ("better_auth", "generators"):
+        names += [f"tests/{tests}/package-lock.json", f"tests/{tests}/node_modules/.package-lock.json"]
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     binaries = tmp_path / ".venv" / "bin"
@@ -534,13 +536,22 @@ def test_make_says_what_takes_long(makefile: Path) -> None:
 
 
 def test_make_says_which_python_it_needs(makefile: Path) -> None:
+    (makefile / ".venv" / "bin" / "python").unlink()
     old = makefile / "python3.9"
     program = "import sys; sys.version_info = (3, 9); exec(sys.argv[1])"
-    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$2"\n')
+    old.write_text(f"""#!/bin/sh\nexec {sys.executable} -c '{program}' "$2"\n""")
     old.chmod(0o755)
-    said = make(makefile, "run", str(old))
-    assert "Python 3.11 or newer is needed" in said
-    assert "Installing" not in said
+    assert "Python 3.11 or newer is needed" in make(makefile, "run", str(old))
+
+
+def test_make_keeps_an_environment_that_works(makefile: Path) -> None:
+    """Another Python on the PATH, mixed into it when the dependencies change, would break it."""
+    assert "Error" not in make(makefile, "run", "false")
+    (makefile / "requirements-embedded.txt").touch()
+    assert "Error" not in make(makefile, "run", "false")
+    (makefile / ".venv" / "bin" / "python").unlink()
+    (makefile / "requirements-embedded.txt").touch()
+    assert "Error" in make(makefile, "run", "false"), "one that does not is made anew"
 
 
 # The log --------------------------------------------------------------------------------------------------------------
