@@ -300,8 +300,16 @@ def is_up(service: Served) -> bool:
     return httpx.get(service.address + "/readyz", timeout=20).status_code == 200
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT, signal.SIGTERM], ids=str)
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGKILL, "1"),
+        (signal.SIGKILL, "2"),
+        (signal.SIGQUIT, "1"),
+        (signal.SIGINT, "2"),
+        (signal.SIGTERM, "1"),
+    ],
+)
 def test_a_server_that_is_killed_is_started_again(used_folder: Path, number: signal.Signals, workers: str) -> None:
     ended = Event()
     settings = {"BETTER_AUTH_SECRET": SECRET, "WEB_CONCURRENCY": workers}
