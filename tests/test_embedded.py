@@ -82,16 +82,12 @@ def refused(folder: Path, **settings: str) -> str:
 # Where it is ----------------------------------------------------------------------------------------------------------
 
 ODD_NAMES = [
-    "a b",
+    "a b,c;d&e",
     """quote"and'quote""",
-    "com,ma;semi&and",
-    "back\\slash\\",
-    "per%20cent%",
+    "back\\slash per%20cent% \\",
     "dollar$HOME$(touch made)`touch made`",
-    "new\nline",
+    "new\nline ünï💡",
     "-dash",
-    "ünï💡",
-    "#?*[a]{b}=",
     "x" * 95,
     "/".join(["x" * 200] * 4),
 ]
@@ -105,7 +101,7 @@ def test_a_checkout_may_be_anywhere(folder: Path, name: str) -> None:
     assert not list(folder.rglob("made"))
 
 
-@pytest.mark.parametrize("name", ["$(touch made)", 'quo"te', "back`tick", "back\\", "a b,c%'"])
+@pytest.mark.parametrize("name", ['$(touch made)`touch made`"\\', "a b,c%'\n"])
 def test_the_programs_may_be_anywhere(folder: Path, name: str) -> None:
     package = embedded.PROGRAMS.parent.parent
     there = folder / name / package.name
