@@ -82,16 +82,12 @@ def refused(folder: Path, **settings: str) -> str:
 # Where it is ----------------------------------------------------------------------------------------------------------
 
 ODD_NAMES = [
-    "a b",
+    "a b,c;d&e",
     """quote"and'quote""",
-    "com,ma;semi&and",
-    "back\\slash\\",
-    "per%20cent%",
+    "back\\slash per%20cent% \\",
     "dollar$HOME$(touch made)`touch made`",
-    "new\nline",
+    "new\nline ünï💡",
     "-dash",
-    "ünï💡",
-    "#?*[a]{b}=",
     "x" * 95,
     "/".join(["x" * 200] * 4),
 ]
@@ -105,7 +101,7 @@ def test_a_checkout_may_be_anywhere(folder: Path, name: str) -> None:
     assert not list(folder.rglob("made"))
 
 
-@pytest.mark.parametrize("name", ["$(touch made)", 'quo"te', "back`tick", "back\\", "a b,c%'"])
+@pytest.mark.parametrize("name", ['$(touch made)`touch made`"\\', "a b,c%'\n"])
 def test_the_programs_may_be_anywhere(folder: Path, name: str) -> None:
     package = embedded.PROGRAMS.parent.parent
     there = folder / name / package.name
@@ -300,8 +296,16 @@ def is_up(service: Served) -> bool:
     return httpx.get(service.address + "/readyz", timeout=20).status_code == 200
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT, signal.SIGTERM], ids=str)
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGKILL, "1"),
+        (signal.SIGKILL, "2"),
+        (signal.SIGQUIT, "1"),
+        (signal.SIGINT, "2"),
+        (signal.SIGTERM, "1"),
+    ],
+)
 def test_a_server_that_is_killed_is_started_again(used_folder: Path, number: signal.Signals, workers: str) -> None:
     ended = Event()
     settings = {"BETTER_AUTH_SECRET": SECRET, "WEB_CONCURRENCY": workers}
