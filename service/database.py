@@ -73,6 +73,7 @@ class Pool:
         self._statement_cache = statement_cache
         self._idle: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
         self._open = 0  # those that are being made or closed included
+        self._connecting = 0  # those that are being made
         self._waiting: deque[asyncio.Future[None]] = deque()  # for one to come free
         self._complaint = ""  # why the last one could not be made
         self._retry_at = -math.inf  # the event loop's time
@@ -185,6 +186,7 @@ class Pool:
     async def _connect(self) -> Any:
         """Returns a new connection; None when none can be had, and then `_complaint` says why."""
         self._open += 1
+        self._connecting += 1
         options = self._address.options
         name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
         # every timestamp in an answer is in UTC; this and the name pass through PgBouncer
@@ -202,11 +204,13 @@ class Pool:
             # PostgreSQL makes the JSON, and its bytes are passed on as they are
             await connection.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
         except BaseException as error:
+            self._connecting -= 1
             self._terminate(connection)
             if not isinstance(error, Exception):
                 raise
             self._complain(_explain(error))  # whatever keeps a connection from being made is an outage
             return None
+        self._connecting -= 1
         if self._complaint:
             log.warning("the database takes connections again: %s", self._address)
             self._complaint = ""
@@ -215,8 +219,9 @@ class Pool:
     def _complain(self, complaint: str) -> None:
         self._retry_at = self._loop.time() + RETRY_SECONDS
         if complaint != self._complaint:  # once for each cause, not at every try
-            what = "refuses a further connection; the service works with those it has" if self._open else "is away"
-            log.warning("the database %s; trying again every second: %s: %s", what, self._address, complaint)
+            others = self._open - self._connecting
+            what = "refuses a further connection and the service works with those it has" if others else "is away"
+            log.warning("the database %s, trying again every second: %s: %s", what, self._address, complaint)
             self._complaint = complaint
 
     async def _wait(self) -> None:

@@ -311,7 +311,7 @@ def test_migrate_works_after_one_that_was_killed(folder: Path, database_url: str
     with empty_database(database_url) as url:
         applied = run_service(folder, "migrate", **external(url)).stdout
         with psycopg.connect(url) as somebody:
-            somebody.execute("drop table task, account, idempotency")
+            somebody.execute("drop table task, account, idempotency; drop function search_folded")
             somebody.execute("delete from _yoyo_migration")
             somebody.execute("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
         ended = run_service(folder, "migrate", **external(url))

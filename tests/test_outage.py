@@ -164,29 +164,6 @@ def test_a_database_without_the_schema(folder: Path, database_url: str) -> None:
         works(client)
 
 
-def test_a_role_without_rights_on_the_migrations_table(folder: Path, database_url: str) -> None:
-    with empty_database(database_url) as url:
-        address = parse_address(url)
-        migrate(address)
-        with psycopg.connect(url, autocommit=True) as admin:
-            admin.execute("create role weak login")
-            try:
-                with serving(folder, **external(url.replace("postgres:@", "weak:@"))) as service:
-                    response = ready(service)
-                    assert response.status_code == 503
-                    detail = response.json()["detail"]
-                    assert detail.startswith("database: permission denied for table _yoyo_migration")
-                    assert service.log.read_text().count(f"not ready: {detail}") == 2, (
-                        "at the start, and for each probe"
-                    )
-                    admin.execute("grant all on all tables in schema public to weak")
-                    wait_until(lambda: is_ready(service), seconds=5)
-                    works(Client(service))
-            finally:
-                admin.execute("drop owned by weak")
-                admin.execute("drop role weak")
-
-
 def test_a_batch_when_the_database_hangs_or_goes(service: Served, postgres: Postgres, client: Client) -> None:
     url = f"{service.address}/api/{client.user}/batch"
     operations = [{"op": "create", "task": {"title": "in a batch"}}] * 3
@@ -231,6 +208,27 @@ def statuses(work: Callable[[int], httpx.Response], times: int = 60) -> Counter[
         return Counter(response.status_code for response in threads.map(work, range(times)))
 
 
+def as_role(url: str, role: str) -> str:
+    """Returns the URL for another role."""
+    assert "//postgres:@" in url
+    return url.replace("//postgres:@", f"//{role}:@")
+
+
+def test_a_role_without_rights_on_the_migrations_table(folder: Path, own_database: str) -> None:
+    role = f"weak_{uuid4().hex}"
+    execute(own_database, f"create role {role} login")
+    with serving(folder, **external(as_role(own_database, role))) as service:
+        response = ready(service)
+        assert response.status_code == 503
+        detail = response.json()["detail"]
+        assert detail.startswith("database: permission denied for table _yoyo_migration")
+        assert service.log.read_text().count(f"not ready: {detail}") == 2, "at the start, and for each probe"
+        execute(own_database, f"grant all on all tables in schema public to {role}")
+        wait_until(lambda: is_ready(service), seconds=5)
+        works(Client(service))
+    execute(own_database, f"drop owned by {role}", f"drop role {role}")
+
+
 @pytest.mark.parametrize("most", [1, 3, 6])
 def test_a_role_that_may_have_few_connections(folder: Path, own_database: str, most: int) -> None:
     role = f"few_{most}_{uuid4().hex}"
@@ -239,7 +237,7 @@ def test_a_role_that_may_have_few_connections(folder: Path, own_database: str, m
         f"create role {role} login connection limit {most}",
         f"grant all on all tables in schema public to {role}",
     )
-    with serving(folder, **external(own_database.replace("postgres:@", f"{role}:@")), DB_POOL_MIN="5") as service:
+    with serving(folder, **external(as_role(own_database, role)), DB_POOL_MIN="5") as service:
         wait_until(lambda: is_ready(service))
         clients = [Client(service) for _ in range(20)]
         assert statuses(lambda number: clients[number % 20].create("x")) == {201: 60}

@@ -21,7 +21,9 @@ from service.schema import migrate
 from tests.conftest import ROOT, User, empty_database, eventually, watched
 
 SQL = ROOT / "sql"
-STATEMENTS = {value.name: value for value in vars(queries).values() if isinstance(value, Statement)}
+STATEMENTS = {value.name: value for value in vars(queries).values() if isinstance(value, Statement)} | {
+    "account_lock": Statement("account_lock", queries.TASK_OPERATE.lock, writes=True)
+}
 FILES = sorted(SQL.glob("*.sql"))
 OF_NO_USER = (
     "key_oldest",

@@ -115,7 +115,7 @@ async def test_a_tag_that_is_no_version_matches_nothing(
     task = await prepared(user, rest)
     version = task["version"]
     extra: dict[str, Any] = {} if body is None else {"json": body}
-    several = ", ".join(f'"{version}-{number}"' for number in range(2_000))
+    several = ", ".join(f'"{version}-{number}"' for number in range(1_500))
     for tag in (
         *('"abc"', '""', '"-1"', '"١"', '"*"', f'"0{version}"', f'"{version}x"', f'"{version}-"', f'"{version}-x"'),
         *(
