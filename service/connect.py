@@ -25,10 +25,10 @@ NEXT_WAY = (
 # libpq's names of the options, the system's, and what holds when the address says nothing: a connection that died
 # silently is found out within half a minute when it is idle, and within the deadline of a request when it is used.
 KEEPALIVES = {
-    "keepalives_idle": (socket.TCP_KEEPIDLE, 10),  # seconds
-    "keepalives_interval": (socket.TCP_KEEPINTVL, 5),
-    "keepalives_count": (socket.TCP_KEEPCNT, 3),
-    "tcp_user_timeout": (socket.TCP_USER_TIMEOUT, 3000),  # milliseconds
+    "keepalives_idle": ("TCP_KEEPIDLE", 10),  # seconds
+    "keepalives_interval": ("TCP_KEEPINTVL", 5),
+    "keepalives_count": ("TCP_KEEPCNT", 3),
+    "tcp_user_timeout": ("TCP_USER_TIMEOUT", 3000),  # milliseconds
 }
 
 
@@ -95,11 +95,11 @@ def _ways(host: Host, address: Address, tls: ssl.SSLContext | None) -> list[ssl.
 
 
 def _keep_alive(connection: Any, options: dict[str, str]) -> None:
-    """Has the system notice a connection that died silently, as libpq does."""
+    """Has the system notice a connection that died silently, as libpq does, as far as the system can."""
     if options.get("keepalives") == "0":
         return
-    transport = connection._transport.get_extra_info("socket")
-    transport.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected = connection._transport.get_extra_info("socket")  # asyncpg offers no other way to it
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, (option, usual) in KEEPALIVES.items():
-        if value := int(options.get(name, usual)):
-            transport.setsockopt(socket.IPPROTO_TCP, option, value)
+        if (value := int(options.get(name, usual))) and hasattr(socket, option):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

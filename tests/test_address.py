@@ -761,3 +761,30 @@ def test_a_psql_without_tls_says_so_when_it_fails(tmp_path: Path) -> None:
     ended = run_service(tmp_path, "psql", "-c", "select 1", **settings)
     assert ended.returncode == 2
     assert "has no TLS. If that is what the server misses, install" in ended.stderr
+
+
+# Private parts of libraries -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sent", "seconds", "milliseconds"), [("", 10, 3000), ("?keepalives_idle=60", 60, 3000)])
+async def test_a_connection_that_dies_silently_is_found_out(
+    server: Server, sent: str, seconds: int, milliseconds: int
+) -> None:
+    """Uses asyncpg's Connection._transport, as service/connect.py does: there is no public way to the socket."""
+    address = parse_address(forms(server)[0] + sent)
+    connection = await connect(address, address.tls())
+    found = connection._transport.get_extra_info("socket")
+    assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == seconds
+    assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
+    await connection.close()
+
+
+def test_yoyo_has_the_private_members_that_migrations_use(server: Server) -> None:
+    """service/schema.py overrides the one, and asks the other."""
+    with schema.backend(parse_address(forms(server)[0])) as database:
+        parent: Any = type(database).__mro__[1]
+        assert callable(parent._check_transactional_ddl)
+        assert database._in_transaction is False
+        with database.transaction():
+            assert database._in_transaction is True
