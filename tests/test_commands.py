@@ -487,11 +487,11 @@ def test_the_procfile_runs_in_a_fresh_shell_as_the_readme_says(checkout: Path, n
         start_new_session=True,
     )
     try:
-        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200, seconds=60)
         os.killpg(
             shell.pid, number
         )  # honcho is all of a terminal's foreground; its processes have sessions of their own
-        said = shell.communicate(timeout=STOP_SECONDS)[0]
+        said = shell.communicate(timeout=2 * STOP_SECONDS)[0]  # of two processes, one after the other
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
