@@ -15,7 +15,7 @@ run: .venv/run.done
 
 test: .venv/dev.done $(NODE_MODULES)
 	@[ -n "$(ARGS)" ] || echo 'All tests: that takes several minutes. ARGS="-k batch -x" runs a part.'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/dev.done
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ async def test_the_scheme_is_matched_without_regard_to_case(user: User, scheme: 
     assert (await user.client.get(user.tasks, headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("exp", [0, -1, NOW - 3600, NOW - 12])
+@pytest.mark.parametrize("exp", [0, -1, NOW - 3600, NOW - 12], ids=["epoch", "before", "hour", "seconds"])
 async def test_an_expired_token(user: User, exp: int) -> None:
     assert await refusal(user, f"Bearer {make_token(user.id, exp=exp)}") == "Token has expired"
 
@@ -349,6 +349,7 @@ def unlike(token: str) -> str:
         (make_token("\ud800"), "shape"),
         ("x" * 8193, "size"),
     ],
+    ids=lambda text: text if len(text) < 20 else "token",  # the same in every process
 )
 async def test_the_log_says_which_check_a_token_failed_and_nothing_of_the_token(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, token: str, check: str

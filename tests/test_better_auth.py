@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -206,27 +207,30 @@ def test_keys_are_rotated_while_requests_flow(auth: BetterAuth, service: Served)
     before = {key["kid"] for key in auth.published()}
     done = Event()
 
-    def keep_calling(person: Person) -> tuple[list[httpx.Response], set[str]]:
-        answers, kids = [], set()
+    kids: list[set[str]] = [set() for _ in people]  # that each user's tokens had
+
+    def keep_calling(person: Person, seen: set[str]) -> list[httpx.Response]:
+        answers = []
         while not done.is_set():
             token = person.token()
-            kids.add(jwt.get_unverified_header(token)["kid"])
             answers += [person.call(service, token) for _ in range(3)]
-        return answers, kids
+            seen.add(jwt.get_unverified_header(token)["kid"])
+        return answers
+
+    def all_have_seen(number: int) -> bool:
+        return all(len(seen) >= number for seen in kids)
 
     with ThreadPoolExecutor(len(people)) as threads:
-        flows = [threads.submit(keep_calling, person) for person in people]
+        flows = [threads.submit(keep_calling, *pair) for pair in zip(people, kids, strict=True)]
         try:
-            for _ in range(3):
-                time.sleep(0.5)
+            for number in range(1, 4):
+                wait_until(partial(all_have_seen, number), seconds=60)
                 auth.rotate()
-            time.sleep(1)
+            wait_until(partial(all_have_seen, 4), seconds=60)
         finally:
             done.set()
-        results = [flow.result() for flow in flows]
-    for answers, kids in results:
-        assert {answer.status_code for answer in answers} == {200}
-        assert len(kids) >= 4, "each user had tokens of every key"
+        for flow in flows:
+            assert {answer.status_code for answer in flow.result()} == {200}
     assert before < {key["kid"] for key in auth.published()}
 
 

@@ -32,6 +32,7 @@ async def test_an_unknown_path(client: httpx.AsyncClient, user: User) -> None:
         (f"/{uuid4()}", "DELETE, GET, HEAD, PATCH, PUT"),
         (f"/{uuid4()}/complete", "PATCH"),
     ],
+    ids=["list", "task", "complete"],
 )
 async def test_a_method_that_the_path_has_not(user: User, path: str, allowed: str) -> None:
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - set(allowed.split(", ")):
