@@ -103,7 +103,7 @@ async def some_turns() -> None:
 async def test_few_batches_are_in_flight_and_the_rest_waits(db: Batches, pool: WatchedPool) -> None:
     calls = []
     for number in range(ALIKE + 3):
-        calls.append(asyncio.create_task(queries.list_tasks(db, f"user-{number}")))
+        calls.append(db.fetch(NAP, f"user-{number}", 0.1))
         await some_turns()
     await asyncio.gather(*calls)
     assert pool.sizes == [1] * ALIKE + [3]
@@ -112,12 +112,11 @@ async def test_few_batches_are_in_flight_and_the_rest_waits(db: Batches, pool: W
 async def test_a_user_has_one_round_trip_under_way_for_reads_and_one_for_writes(
     db: Batches, pool: WatchedPool, user: User
 ) -> None:
-    calls: list[asyncio.Task[Any]] = []
+    calls = []
     for _ in range(3):
-        calls.append(asyncio.create_task(queries.list_tasks(db, user.id)))
-        await some_turns()
-        calls.append(asyncio.create_task(queries.insert_task(db, user.id, new_task())))
-        await some_turns()
+        for statement in (NAP, WRITING_NAP):
+            calls.append(db.fetch(statement, user.id, 0.02))
+            await some_turns()
     assert pool.sizes == [1, 1]
     await asyncio.gather(*calls)
     assert sorted(pool.sizes[2:]) == [2, 2]
@@ -426,6 +425,7 @@ def test_two_processes_that_write_in_opposite_orders_never_deadlock(url: str) ->
 # Nobody slows anybody else --------------------------------------------------------------------------------------------
 
 NAP = Statement("nap", "select pg_sleep($2::float8) is null as slept, $1::text as user_id", writes=False)
+WRITING_NAP = Statement("writing_nap", NAP.sql + ", $3::text as lock_timeout", writes=True)
 CHEAP_READ = Statement("cheap", "select $1::text as user_id, $2::float8 as nothing", writes=False)
 
 
