@@ -162,7 +162,7 @@ def test_nobody_else_gets_in(folder: Path, name: str) -> None:
     place.mkdir()
     open_umask = ["sh", "-c", 'umask 0; exec "$@"', "sh", sys.executable, "-m", "service", "migrate"]
     subprocess.run(open_umask, cwd=place, env=service_environment(), check=True, capture_output=True)
-    with serving(place):
+    with serving(place) as service:
         url = embedded_url(place)
         sockets = Path(url.partition("host=")[2].partition("&")[0])
         owner = data(place).stat().st_uid
@@ -181,6 +181,8 @@ def test_nobody_else_gets_in(folder: Path, name: str) -> None:
                 folder_above.chmod(folder_above.stat().st_mode | 0o001)
             (sockets / ".s.PGSQL.5432").chmod(0o777)
             assert "Peer authentication failed" in refused_as_nobody(url)
+        assert stop(service) == 0
+        assert sockets == data(place) or not sockets.exists(), "nothing is left in the temporary folder"
 
 
 def refused_as_nobody(url: str) -> str:
@@ -334,6 +336,9 @@ def test_a_server_that_is_killed_is_started_again(used_folder: Path, number: sig
                 assert isinstance(busy.exception(20), psycopg.Error)
             before = len(every_title(client))
             wait_until(lambda: len(every_title(client)) > before)
+        except BaseException:
+            kill(postgres_processes(used_folder))  # or the busy one would hold up the threads' end
+            raise
         finally:
             ended.set()
         assert set(acknowledged.result()) <= set(every_title(client)), "nothing acknowledged is lost"
