@@ -45,6 +45,7 @@ SEEDED_UNTIL = "2025-01-01+00"  # what is older was seeded, what is younger came
 WHALE = "whale"
 WHALE_TASKS = 10_000
 WHALES = 20  # where one is not enough
+GREEDY = "greedy"  # has 50 tasks, and very many connections
 SEARCHER, SEARCHER_TASKS = "searcher", 20_000
 SEARCHED = " ".join(chr(97 + n // 26) + chr(97 + n % 26) for n in range(192))  # as wrk.lua does
 LEVIATHAN, LEVIATHAN_TASKS = "leviathan", 800_000

@@ -109,6 +109,7 @@ def whale(stage: Stage) -> LineUp:
 def fairness(stage: Stage) -> LineUp:
     """The service without and beside one user who takes what can be had, in another process, and who may be refused."""
     ground = stage.ground()
+    database.seed_whale(ground.url, database.GREEDY, database.TASKS_EACH)
     database.seed_whale(ground.url, database.SEARCHER, database.SEARCHER_TASKS, database.SEARCHED)
     database.seed_whale(ground.url, database.LEVIATHAN, database.LEVIATHAN_TASKS)
     service = stage.start("service", ground)
@@ -127,7 +128,7 @@ def fairness(stage: Stage) -> LineUp:
 
     return {
         "without": stage.measuring(ground, service),
-        "beside 2,000 connections of one user": beside_one(str(database.FIRST_USER), "list", 2000),
+        "beside 2,000 connections of one user": beside_one(database.GREEDY, "list", 2000),
         "beside 4 searches for 192 words": beside_one(database.SEARCHER, SEARCH, 4),
         "beside 8 lists of 800,000 tasks": beside_one(database.LEVIATHAN, "list", 8),
     }
