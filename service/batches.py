@@ -378,7 +378,9 @@ class Batches:
         seconds = self._answered - trip.started
         self._round_trip = min(self._round_trip, seconds)
         work = seconds - self._round_trip - 2 * self._lag
-        if work >= TOGETHER or len(rows) == 1:
+        if len(rows) == 1:
+            trip.lines[0].note_cost(work)
+        elif work >= TOGETHER:
             sizes = [_size(row) for row in rows]
             for call, size in zip(trip.calls, sizes, strict=True):
                 call.line.note_cost(work * size / sum(sizes))

@@ -7,6 +7,7 @@ the connections that it has when the database refuses it one more.
 import asyncio
 import logging
 import math
+import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,6 +79,7 @@ class Pool:
         self._complaint = ""  # why the last one could not be made
         self._retry_at = -math.inf  # the event loop's time
         self._is_closed = False
+        self._tls: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
 
@@ -195,9 +197,11 @@ class Pool:
             settings["options"] = options["options"]
         connection = None
         try:
+            if self._tls is None:
+                self._tls = self._address.tls()  # once: it reads the certificates of all authorities
             connection = await connect(
                 self._address,
-                self._address.tls(),
+                self._tls,
                 statement_cache_size=self._statement_cache,
                 server_settings=settings,
             )
