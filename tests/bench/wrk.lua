@@ -3,6 +3,7 @@
 
 local users = {}
 local random = math.random
+local now = os.time()  -- in a title, so that no run writes what an earlier one, of another peer, has written already
 
 local function head(method, user, rest)
   return method .. " /api/" .. user.id .. "/tasks" .. rest .. " HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer "
@@ -28,7 +29,7 @@ local workloads = {
   end,
   complete = function(user) return head("PATCH", user, any_task(user) .. "/complete") .. "Content-Length: 0\r\n\r\n" end,
   update = function(user)
-    return with_body(head("PUT", user, any_task(user)), '{"title": "Call the plumber ' .. random(1000000) .. '"}')
+    return with_body(head("PUT", user, any_task(user)), '{"title": "Call the plumber ' .. now .. " " .. random(1000000) .. '"}')
   end,
 }
 
