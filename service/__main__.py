@@ -17,15 +17,17 @@ from typing import NoReturn
 import jwt
 import psycopg
 
-from service import embedded, log, server
-from service.address import Address, parse_address
-from service.batches import Batches
-from service.database import Pool, Unavailable
-from service.openapi import service_version
-from service.psql import INSTALL, NoPsql, Psql, best_psql
-from service.purge import Purged, purge
-from service.schema import Blocked, migrate
+from service.app import create_app
+from service.db import embedded
+from service.db.address import Address, parse_address
+from service.db.coalescer import Coalescer
+from service.db.migrations import Blocked, migrate
+from service.db.pool import Pool, Unavailable
+from service.db.psql import INSTALL, NoPsql, Psql, best_psql
+from service.queries.purge import Purged, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
+from service.web import log, server
+from service.web.openapi import service_version
 
 TOKEN_HOURS = 12
 TRASH_DAYS = 30  # what DELETE says of the trash
@@ -40,7 +42,7 @@ Opens psql on the service's database: the one of DATABASE_URL, or that in .data/
 as in `python -m service psql -c 'select title from task'`. This is what psql says of them:
 """
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Failure(Exception):
@@ -69,7 +71,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
         if settings.database_url is None:
             migrate(address)
         print(_welcome(settings, listener), flush=True)
-        server.run(settings, listener)
+        server.run(create_app, settings, listener)
     return 0
 
 
@@ -117,7 +119,7 @@ def run_psql(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 
 async def _purge(settings: DatabaseSettings, address: Address, days: int) -> Purged:
-    db = Batches(Pool(address, 1, 1, settings.db_statement_cache))
+    db = Coalescer(Pool(address, 1, 1, settings.db_statement_cache))
     await db.open()
     try:
         return await purge(db, days)
@@ -208,9 +210,9 @@ def _database(settings: DatabaseSettings) -> Iterator[Address]:
         if (address := settings.database_url) is None:
             address = parse_address(stack.enter_context(embedded.running()))
         if address.ignored:
-            _log.warning("DATABASE_URL has options of other tools, which are ignored: %s", ", ".join(address.ignored))
+            logger.warning("DATABASE_URL has options of other tools, which are ignored: %s", ", ".join(address.ignored))
         if address.options.get("channel_binding") == "require":
-            _log.warning(
+            logger.warning(
                 "channel_binding=require holds for migrate and psql; the pool's asyncpg knows no channel binding"
             )
         try:

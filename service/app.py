@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
 
-from service.auth import Tokens
-from service.batches import Batches
-from service.database import Pool
-from service.keys import PublishedKeys
-from service.middleware import Service
-from service.openapi import document
-from service.routes import batch, docs, health, tasks
+from service.auth.jwks import PublishedKeys
+from service.auth.tokens import Tokens
+from service.db.coalescer import Coalescer
+from service.db.pool import Pool
+from service.routes import batch, docs, health, missing, tasks
 from service.settings import Settings
+from service.web.application import Service
+from service.web.openapi import document
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -35,11 +35,11 @@ def create_app(settings: Settings) -> Starlette:
         await app.state.db.close()
 
     routes = [*tasks.routes, *batch.routes, *health.routes, *docs.routes]
-    app = Service(routes, lifespan, settings)
+    app = Service(routes, missing.no_route, lifespan, settings)
     app.state.settings = settings
     app.state.openapi = document(app.routes)
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience, published)
-    app.state.db = Batches(
+    app.state.db = Coalescer(
         Pool(settings.address(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
     )
     return app

@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service import embedded
-from service.address import Address, forget_environment, parse_address
+from service.db import embedded
+from service.db.address import Address, forget_environment, parse_address
 
 # An HS256 key shorter than the hash's output (32 bytes) weakens the signature: RFC 7518, section 3.2.
 SECRET_LENGTH = 32

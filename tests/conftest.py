@@ -22,10 +22,10 @@ import psycopg
 import pytest
 from starlette.applications import Starlette
 
-from service import embedded
-from service.address import parse_address
 from service.app import create_app
-from service.schema import migrate
+from service.db import embedded
+from service.db.address import parse_address
+from service.db.migrations import migrate
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent

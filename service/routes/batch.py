@@ -7,14 +7,24 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import queries
-from service.auth import authenticate
-from service.errors import MOST_ENTRIES, Invalid, Wrong, shown
-from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.operations import KINDS, Batch, BatchComplete, BatchCreate, BatchOperation, BatchResult, BatchUpdate
-from service.queries import Change, Outcome
-from service.resource import Resource, describe
-from service.web import DETAILS, JsonResponse, read_batch, refuse_query, validated
+from service.auth.tokens import authenticate
+from service.models import (
+    KINDS,
+    Batch,
+    BatchComplete,
+    BatchCreate,
+    BatchOperation,
+    BatchResult,
+    BatchUpdate,
+    TaskComplete,
+    TaskCreate,
+    TaskUpdate,
+)
+from service.queries.tasks import Change, Outcome, operate
+from service.web.errors import MOST_ENTRIES, Invalid, Wrong, shown
+from service.web.request import read_batch, refuse_query, validated
+from service.web.responses import DETAILS, JsonResponse
+from service.web.route import Resource, describe
 
 BATCH_ENTRIES = 200  # of all its operations' tasks together; beyond them each operation tells one
 TAKEN_BACK = Outcome(424, detail="Another operation failed")
@@ -32,7 +42,7 @@ async def run_batch(request: Request) -> Response:
     refuse_query(request)
     batch = validated(await read_batch(request), Batch)
     changes = _changes(_operations(batch))
-    outcomes = await queries.operate(request.app.state.db, user_id, changes, atomic=batch.atomic, dry_run=batch.dry_run)
+    outcomes = await operate(request.app.state.db, user_id, changes, atomic=batch.atomic, dry_run=batch.dry_run)
     failed = batch.atomic and any(outcome.status >= 400 for outcome in outcomes)
     if failed:
         outcomes = [outcome if outcome.status >= 400 else TAKEN_BACK for outcome in outcomes]

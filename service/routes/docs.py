@@ -9,10 +9,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service.web import JsonResponse, prefix, service_url
+from service.web.responses import JsonResponse, prefix, service_url
 
-PAGE = (Path(__file__).parent.parent / "docs.html").read_text()
-ASSETS = Path(__file__).parent.parent / "static"
+WEB = Path(__file__).parents[1] / "web"
+PAGE = (WEB / "docs.html").read_text()
+ASSETS = WEB / "static"
 
 
 class Assets(StaticFiles):

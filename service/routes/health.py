@@ -5,15 +5,16 @@ import logging
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import queries
-from service.batches import Batches, waited
-from service.database import RightMissing, SchemaBehind, Unavailable
-from service.errors import unavailable
-from service.resource import Resource, describe
-from service.schema import known_migrations
-from service.web import JsonResponse, refuse_query
+from service.db.coalescer import Coalescer, waited
+from service.db.migrations import known_migrations
+from service.db.pool import RightMissing, SchemaBehind, Unavailable
+from service.queries.schema import applied_migrations
+from service.web.errors import unavailable
+from service.web.request import refuse_query
+from service.web.responses import JsonResponse
+from service.web.route import Resource, describe
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OK = b'{"status": "ok"}'
 
@@ -30,7 +31,7 @@ async def readyz(request: Request) -> Response:
     """Tell whether the service can work."""
     refuse_query(request)
     if problem := await _database_problem(request.app.state.db):
-        log.warning("not ready: %s", problem)
+        logger.warning("not ready: %s", problem)
         raise unavailable(problem)
     published = request.app.state.tokens.published
     if published is not None and not published.by_id:
@@ -38,17 +39,17 @@ async def readyz(request: Request) -> Response:
     return JsonResponse(OK)
 
 
-async def report(db: Batches) -> None:
+async def report(db: Coalescer) -> None:
     """Writes into the log what would keep the service from working, for whoever has just started it."""
     waited.set([])  # each call of the database notes there how long it took; here nobody asks
     if problem := await _database_problem(db):
-        log.warning("not ready: %s", problem)
+        logger.warning("not ready: %s", problem)
 
 
-async def _database_problem(db: Batches) -> str | None:
+async def _database_problem(db: Coalescer) -> str | None:
     """Returns why the database is of no use as it is, None when a query answers and the schema is current."""
     try:
-        missing = known_migrations() - await queries.applied_migrations(db)
+        missing = known_migrations() - await applied_migrations(db)
     except SchemaBehind:
         missing = known_migrations()
     except RightMissing as error:

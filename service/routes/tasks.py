@@ -3,25 +3,14 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import queries
-from service.auth import authenticate
-from service.lists import PARAMETERS, next_query, read_search
+from service.auth.tokens import authenticate
 from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.resource import Resource, describe
-from service.web import (
-    created_response,
-    idempotency_key,
-    known_versions,
-    next_link,
-    not_written,
-    path_uuid,
-    read_body,
-    read_optional_body,
-    read_response,
-    refuse_query,
-    task_response,
-    wanted_versions,
-)
+from service.queries import tasks
+from service.web.preconditions import idempotency_key, if_match, if_none_match
+from service.web.request import path_uuid, read_body, read_optional_body, refuse_query
+from service.web.responses import created_response, next_link, not_written, read_response, task_response
+from service.web.route import Resource, describe
+from service.web.search import PARAMETERS, next_query, read_search
 
 
 @describe(
@@ -39,12 +28,12 @@ async def list_tasks(request: Request) -> Response:
     followed by the one in its `Link`; a task that stays put is seen exactly once, whatever is written between pages.
     """
     user_id = await authenticate(request)
-    query, known = request.scope["query_string"], known_versions(request)
+    query, known = request.scope["query_string"], if_none_match(request)
     if not query:
-        page = await queries.list_tasks(request.app.state.db, user_id, known)
+        page = await tasks.list_tasks(request.app.state.db, user_id, known)
         return read_response(page.tasks, f'W/"{page.version}"')
     search = read_search(query, user_id)
-    page = await queries.search_tasks(request.app.state.db, user_id, search, known)
+    page = await tasks.search_tasks(request.app.state.db, user_id, search, known)
     headers = {} if page.total is None else {"X-Total-Count": str(page.total)}
     if page.last is not None:
         headers["Link"] = next_link(request, next_query(query, search, user_id, page.last))
@@ -63,9 +52,9 @@ async def create_task(request: Request) -> Response:
     key = idempotency_key(request)
     task = await read_body(request, TaskCreate)
     if key is None:
-        created = await queries.insert_task(request.app.state.db, user_id, task)
+        created = await tasks.insert_task(request.app.state.db, user_id, task)
     else:
-        created = await queries.insert_task_once(request.app.state.db, user_id, task, key)
+        created = await tasks.insert_task_once(request.app.state.db, user_id, task, key)
     return created_response(request, created)
 
 
@@ -75,7 +64,7 @@ async def find_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    version, task = await queries.find_task(request.app.state.db, user_id, task_id, known_versions(request))
+    version, task = await tasks.find_task(request.app.state.db, user_id, task_id, if_none_match(request))
     if version is None:
         raise not_written(version)
     return read_response(task, f'"{version}"')
@@ -90,9 +79,9 @@ async def update_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    versions = wanted_versions(request)
+    versions = if_match(request)
     change = await read_body(request, TaskUpdate)
-    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change, versions))
+    return task_response(await tasks.update_task(request.app.state.db, user_id, task_id, change, versions))
 
 
 @describe(204, "The task is in the trash", errors=(404,), takes_versions=True)
@@ -104,7 +93,7 @@ async def delete_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    version, deleted = await queries.delete_task(request.app.state.db, user_id, task_id, wanted_versions(request))
+    version, deleted = await tasks.delete_task(request.app.state.db, user_id, task_id, if_match(request))
     if not deleted:
         raise not_written(version)
     return Response(status_code=204)
@@ -119,7 +108,7 @@ async def restore_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    return task_response(await queries.restore_task(request.app.state.db, user_id, task_id, wanted_versions(request)))
+    return task_response(await tasks.restore_task(request.app.state.db, user_id, task_id, if_match(request)))
 
 
 @describe(
@@ -139,12 +128,12 @@ async def complete_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    versions = wanted_versions(request)
+    versions = if_match(request)
     wanted = await read_optional_body(request, TaskComplete)
     if wanted is None:
-        return task_response(await queries.toggle_task(request.app.state.db, user_id, task_id, versions))
+        return task_response(await tasks.toggle_task(request.app.state.db, user_id, task_id, versions))
     change = TaskUpdate(is_completed=wanted.is_completed)
-    return task_response(await queries.update_task(request.app.state.db, user_id, task_id, change, versions))
+    return task_response(await tasks.update_task(request.app.state.db, user_id, task_id, change, versions))
 
 
 TASKS = "/api/{user_id}/tasks"

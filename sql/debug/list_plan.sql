@@ -5,7 +5,7 @@
 \else
     \set user demo
 \endif
-\set statement `cat sql/task_list.sql`
+\set statement `cat sql/tasks/task_list.sql`
 prepare list_plan(text, text[]) as :statement;
 explain (analyze, buffers) execute list_plan(:'user', null);
 deallocate list_plan;

@@ -13,8 +13,8 @@ import jwt
 import psycopg
 from psycopg import sql
 
-from service.address import parse_address
-from service.schema import migrate
+from service.db.address import parse_address
+from service.db.migrations import migrate
 from tests.bench.processes import free_port
 
 with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.server import SERVER_OPTIONS
+from service.web.server import SERVER_OPTIONS
 
 
 async def answer(request: Request) -> Response:

@@ -197,7 +197,7 @@ def _read(output: str, what: str, errors: str, log: Path, *, may_be_refused: boo
 def _script(ground: Ground, workload: str, folder: Path) -> Path:
     """Writes the service's statement as a script for pgbench; returns its path."""
     name, arguments = STATEMENTS[workload]
-    lines = (SQL / f"{name}.sql").read_text().splitlines()
+    lines = next(SQL.rglob(f"{name}.sql")).read_text().splitlines()
     statement = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
     statement = re.sub(r"\$(\d+)", lambda match: arguments[int(match[1]) - 1], statement)
     step = database.caller_step(ground.users)

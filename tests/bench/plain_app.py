@@ -7,11 +7,11 @@ import asyncpg
 import uvicorn
 from starlette.applications import Starlette
 
-from service import log
 from service.app import create_app
-from service.batches import SOON, Statement
-from service.server import SERVER_OPTIONS
+from service.db.coalescer import SOON, Statement
 from service.settings import load
+from service.web import log
+from service.web.server import SERVER_OPTIONS
 
 
 class PlainDatabase:

@@ -1,0 +1,273 @@
+"""The keys that the Better Auth server publishes, its JWKS: fetched, kept, and fetched again.
+
+What a token has to be is in auth.py; here is only which keys there are, and which algorithms each of them is for.
+Whatever the server answers, and when it answers nothing, the last good keys stay.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import ssl
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import brotli
+import httpx
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt.algorithms import AllowedPublicKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from service.auth.proxy import UnusableProxy, proxy_for
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS = 300  # after which the keys are fetched again, so that one that is gone is soon gone here
+PAUSE_SECONDS = 10  # after a fetch that failed, or that an unknown key id asked for in vain
+FETCH_SECONDS = 3  # for the whole answer
+JWKS_BYTES = 256 * 1024
+MOST_KEYS = 100
+RSA_BITS = 2048  # at least, as RFC 7518 wants it for RS256 and PS256
+
+# A key's own type and curve say what it is for: how its public part is read, from which fields, for which algorithms.
+Reader = Callable[[dict[str, Any]], Any]
+KINDS: dict[tuple[Any, Any], tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {
+    ("OKP", "Ed25519"): (OKPAlgorithm.from_jwk, ("x",), ("EdDSA",)),
+    ("EC", "P-256"): (ECAlgorithm.from_jwk, ("x", "y"), ("ES256",)),
+    ("EC", "P-521"): (ECAlgorithm.from_jwk, ("x", "y"), ("ES512",)),
+    ("RSA", None): (RSAAlgorithm.from_jwk, ("n", "e"), ("RS256", "PS256")),
+}
+ALGORITHMS = [algorithm for _, _, algorithms in KINDS.values() for algorithm in algorithms]
+
+
+class InvalidKeySet(Exception):
+    """Why an answer, or a key in it, is of no use; the message is for the log."""
+
+
+@dataclass(frozen=True)
+class PublishedKey:
+    """A published key, and the algorithms of the tokens that it can have signed."""
+
+    public: AllowedPublicKeys
+    algorithms: tuple[str, ...]
+
+
+class PublishedKeys:
+    """The keys at one URL, and the `iss` and `aud` that the tokens they sign must have, where those are set.
+
+    `by_id` has the keys by their `kid`; it is None until there were any.
+    """
+
+    def __init__(self, url: str, issuer: str | None, audience: str | None) -> None:
+        self.issuer = issuer
+        self.audience = audience
+        self.by_id: dict[str, PublishedKey] | None = None
+        self.on_loss: Callable[[], object] = lambda: None  # called as soon as a key is gone, or another one
+        self._url = url
+        self._host = urlsplit(url).netloc
+        self._fetching: asyncio.Task[None] | None = None
+        self._failure = ""
+        self._unusable: set[str] = set()
+        self._search_from = -math.inf  # by the monotonic clock
+
+    @asynccontextmanager
+    async def kept_fresh(self) -> AsyncIterator[None]:
+        """Fetches the keys now and then, in the background, until the block ends."""
+        keeper = asyncio.create_task(self._keep_fresh())
+        try:
+            yield
+        finally:
+            for task in filter(None, (keeper, self._fetching)):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def look_for(self, key_id: str) -> None:
+        """Fetches the keys again while this one is unknown and it is time for a search; may find nothing.
+
+        One fetch at a time serves all who wait. After a search that found no new key there is none for a while.
+        """
+        while self.by_id is None or key_id not in self.by_id:
+            if self._fetching is None and self.seconds_until_search() > 0:
+                return
+            await self._fetch(in_search=True)
+
+    def seconds_until_search(self) -> float:
+        """Returns how long it takes until an unknown key may be looked for again."""
+        return self._search_from - time.monotonic()
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await self._fetch(in_search=False)
+            await asyncio.sleep(PAUSE_SECONDS if self._failure else FRESH_SECONDS)
+
+    async def _fetch(self, in_search: bool) -> None:
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._replace(in_search))
+            self._fetching.add_done_callback(self._fetched)
+        # the fetch is for all: it does not end with the one who asked for it
+        await asyncio.shield(self._fetching)
+
+    def _fetched(self, _: asyncio.Task[None]) -> None:
+        self._fetching = None
+
+    async def _replace(self, in_search: bool) -> None:
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                body = await self._body()
+            found, unusable = read(body)
+            self._warn_of_unusable(unusable)
+            if not found and self.by_id is None:
+                raise InvalidKeySet("it publishes no key that can be used")
+        except Exception as error:  # what a server may answer knows no bounds, and none of it may end this task
+            self._pause()
+            self._warn_of_failure(_explain(error))
+            return
+        if self._failure:
+            logger.warning("the keys of %s are there again", self._host)
+            self._failure = ""
+        known, self.by_id = self.by_id or {}, found
+        if in_search and not found.keys() - known.keys():
+            self._pause()
+        if any(found.get(key_id) != key for key_id, key in known.items()):
+            logger.warning("a key of %s is gone; %d are left", self._host, len(found))
+            self.on_loss()
+
+    def _pause(self) -> None:
+        self._search_from = time.monotonic() + PAUSE_SECONDS
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        try:
+            return httpx.create_ssl_context()
+        except OSError as error:
+            raise InvalidKeySet(
+                f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded: {error}"
+            ) from None
+
+    async def _body(self) -> bytes:
+        # Redirects are not followed: whose keys count is for the settings to say. Of the environment's proxies only the
+        # one for this URL is looked at: httpx would look at all of them, and fail at one that is not for it.
+        # the certificates are loaded for those who need them
+        verify = self._tls if self._url[:6].lower() == "https:" else False
+        options: dict[str, Any] = {"verify": verify, "proxy": proxy_for(self._url), "trust_env": False}
+        async with (
+            httpx.AsyncClient(timeout=None, follow_redirects=False, **options) as client,  # noqa: S113  (above)
+            client.stream("GET", self._url, headers={"Accept-Encoding": "identity"}) as response,
+        ):
+            if response.is_redirect:
+                raise InvalidKeySet(f"it redirects (status {response.status_code}), which is not followed")
+            if response.status_code != 200:
+                raise InvalidKeySet(f"it answers with status {response.status_code}")
+            body = bytearray()
+            async for chunk in response.aiter_raw():  # as it comes: httpx would unpack it without a bound
+                body += chunk
+                _refuse_too_long(body)
+            return _unpacked(bytes(body), response.headers.get("Content-Encoding", ""))
+
+    def _warn_of_failure(self, cause: str) -> None:
+        if cause != self._failure:  # once for each cause, not at every try
+            used = "none are known yet" if self.by_id is None else "the last ones stay in use"
+            logger.warning("the keys of %s cannot be fetched, %s: %s", self._host, used, cause)
+        self._failure = cause
+
+    def _warn_of_unusable(self, complaints: set[str]) -> None:
+        for complaint in sorted(complaints - self._unusable):  # once for each, too
+            logger.warning("a key of %s cannot be used: %s", self._host, complaint)
+        self._unusable = complaints
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes:
+    """Returns the answer's text. Some servers pack it though nobody asked them to; what they packed is bounded, too."""
+    try:
+        match encoding.strip().lower():
+            case "" | "identity":
+                return body
+            case "gzip" | "x-gzip" | "deflate":
+                # by its first bytes; without any it is the bare deflate that some servers mean by that name
+                has_header = body[:2] == b"\x1f\x8b" or (body[:1] == b"\x78" and int.from_bytes(body[:2]) % 31 == 0)
+                text = zlib.decompressobj(zlib.MAX_WBITS | 32 if has_header else -zlib.MAX_WBITS).decompress(
+                    body, JWKS_BYTES + 1
+                )
+            case "br":
+                text = brotli.Decompressor().process(body, output_buffer_limit=JWKS_BYTES + 1)
+            case other:
+                raise InvalidKeySet(f"its answer is packed as {_shown(other)}, which was not asked for")
+    except (zlib.error, brotli.error):
+        raise InvalidKeySet(f"its answer is not what its Content-Encoding says, {_shown(encoding)}") from None
+    _refuse_too_long(text)
+    return text
+
+
+def _refuse_too_long(body: bytes | bytearray) -> None:
+    if len(body) > JWKS_BYTES:
+        raise InvalidKeySet(f"its answer is over {JWKS_BYTES} bytes")
+
+
+def read(body: bytes) -> tuple[dict[str, PublishedKey], set[str]]:
+    """Returns the keys by their ids, and what is wrong with the others; raises InvalidKeySet when it is no JWKS."""
+    try:
+        keys = json.loads(body)["keys"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        keys = None
+    if not isinstance(keys, list):
+        raise InvalidKeySet('its answer is no JWKS, that is, no JSON like {"keys": […]}')
+    if len(keys) > MOST_KEYS:
+        raise InvalidKeySet(f"its answer has {len(keys)} keys, more than {MOST_KEYS}")
+    found: dict[str, PublishedKey] = {}
+    unusable = set()
+    for jwk in keys:
+        key_id = jwk.get("kid") if isinstance(jwk, dict) else None
+        try:
+            if not isinstance(key_id, str) or not key_id:
+                raise InvalidKeySet("it has no `kid`")
+            if key_id in found:
+                raise InvalidKeySet("its `kid` is taken by another")
+            found[key_id] = _key(jwk)
+        except InvalidKeySet as error:
+            unusable.add(f"{_shown(key_id)}: {error}")
+    return found, unusable
+
+
+def _key(jwk: dict[str, Any]) -> PublishedKey:
+    kind, curve = jwk.get("kty"), jwk.get("crv")
+    if jwk.get("use", "sig") != "sig":
+        raise InvalidKeySet("its `use` is not sig")
+    if not isinstance(uses := jwk.get("key_ops", ["verify"]), list) or "verify" not in uses:
+        raise InvalidKeySet("its `key_ops` are without verify")
+    try:
+        reader, fields, algorithms = KINDS[kind, None if kind == "RSA" else curve]
+    except (KeyError, TypeError):
+        raise InvalidKeySet(f"its type is {_shown(kind)} {_shown(curve)}") from None
+    if (algorithm := jwk.get("alg")) is not None:
+        if algorithm not in algorithms:
+            raise InvalidKeySet(f"its `alg` is {_shown(algorithm)}, its type {_shown(kind)} {_shown(curve)}")
+        algorithms = (algorithm,)
+    try:
+        # these fields alone: with all of a private key that somebody published it would become one
+        public = reader({"kty": kind, "crv": curve} | {name: jwk[name] for name in fields})
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError):
+        raise InvalidKeySet(f"its {', '.join(fields)} are no public key") from None
+    if isinstance(public, RSAPublicKey) and public.key_size < RSA_BITS:
+        raise InvalidKeySet(f"it has {public.key_size} bits and needs {RSA_BITS}")
+    return PublishedKey(public, algorithms)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, str):
+        return "none" if value is None else f"a {type(value).__name__}"
+    return json.dumps(value if len(value) <= 60 else value[:60] + "…", ensure_ascii=True)  # no line breaks in the log
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it does not answer within {FETCH_SECONDS} seconds"
+    if isinstance(error, InvalidKeySet | UnusableProxy):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

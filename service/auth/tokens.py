@@ -1,0 +1,208 @@
+"""Who is asking: the JWT checks, called by the routes.
+
+A token is accepted when it is signed HS256 with the service's secret, or with a key that the Better Auth server
+publishes and an algorithm that this key is for; when it is not expired, has been valid already, comes from the issuer
+and is meant for the audience that are set; and when its `sub`, or its `user_id` where it has none, is the user whose
+path is asked for, unless the path says `me`. What the token's header says of its algorithm is only ever compared with
+what its key allows; keys, or addresses of keys, that a header brings along are never looked at.
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jwt
+from jwt.exceptions import InvalidJTIError
+from starlette.requests import Request
+
+from service.auth.jwks import ALGORITHMS, PublishedKeys
+from service.web.errors import Problem, invalid, unavailable
+
+LEEWAY = 10  # seconds that the issuer's clock and ours may differ
+REMEMBERED = 10_000  # tokens
+REMEMBERED_BYTES = 2048  # of the longest that is: together they take 20 MiB at most
+USER_ID_LENGTH = 255
+TOKEN_BYTES = 8192  # of the longest that is looked at: whoever has none can send any
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON's escapes can make and no database can keep
+
+# What the log says of the errors of PyJWT; the first that fits counts. Nothing in it comes from the token.
+CHECKS: dict[type[Exception], str] = {
+    jwt.InvalidSignatureError: "signature: the key that the settings say did not make it",
+    jwt.InvalidAlgorithmError: "algorithm: it is not one that its key is for",
+    jwt.InvalidKeyError: "key: it cannot be used for this algorithm",
+    jwt.InvalidIssuerError: "issuer: `iss` is not what the settings say",
+    jwt.InvalidAudienceError: "audience: `aud` has not what the settings say",
+    jwt.InvalidIssuedAtError: "iat: it is no moment",
+    InvalidJTIError: "jti: it is no text",
+}
+
+
+class UnknownKey(Problem):
+    """The token names a key that is not among the published ones, as far as they are known."""
+
+    def __init__(self, problem: Problem, key_id: str) -> None:
+        super().__init__(problem.status, problem.detail, problem.headers, problem.cause)
+        self.key_id = key_id
+
+
+class Tokens:
+    """Checks tokens, and remembers the good ones until they expire: the signature of each is checked once.
+
+    Issuer and audience, where they are set, hold for tokens signed with the secret; `published` has its own.
+    """
+
+    def __init__(
+        self,
+        secret: str | None,
+        issuer: str | None,
+        audience: str | None,
+        published: PublishedKeys | None = None,
+    ) -> None:
+        self._secret = secret
+        self._issuer = issuer
+        self._audience = audience
+        self.published = published
+        self._remembered: dict[bytes, tuple[str, float]] = {}
+        if published is not None:
+            published.on_loss = self._remembered.clear  # a token is not good for longer than its key
+
+    def subject(self, authorization: bytes | None) -> str:
+        """Returns the `sub` of the header's token; raises Problem, a 401 that says what is wrong, or UnknownKey."""
+        if authorization is None:
+            raise _refusal("Missing authorization header")
+        known = self._remembered.get(authorization)
+        if known is not None:
+            known_subject, expires = known
+            if time.time() < expires:
+                return known_subject
+            del self._remembered[authorization]
+            raise _refusal("Token has expired")
+        scheme, _, token = authorization.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer" or not token or " " in token:
+            raise _refusal("Invalid authorization header format")
+        claims = self._verified(token)
+        subject = claims["sub"] if "sub" in claims else claims.get("user_id")
+        if not isinstance(subject, str) or not subject:
+            raise _refusal("Token missing 'sub' claim")
+        if SURROGATE.search(subject):
+            raise _invalid("shape: its user is no Unicode text")
+        if len(authorization) <= REMEMBERED_BYTES:
+            if len(self._remembered) >= REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]  # the oldest
+            self._remembered[authorization] = (subject, int(claims["exp"]) + LEEWAY)
+        return subject
+
+    def _verified(self, token: str) -> dict[str, Any]:
+        if len(token) > TOKEN_BYTES:
+            raise _invalid(f"size: it has {len(token)} bytes, at most {TOKEN_BYTES} are looked at")
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") == "HS256":
+                return self._signed_with_secret(token)
+            return self._signed_with_published_key(token, header)
+        except jwt.ExpiredSignatureError:
+            raise _refusal("Token has expired") from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            # beside its own errors PyJWT lets through what odd numbers and deep nesting raise
+            raise _invalid(_failed_check(error)) from None
+
+    def _signed_with_secret(self, token: str) -> dict[str, Any]:
+        if self._secret is None:
+            raise _invalid("algorithm: HS256 needs BETTER_AUTH_SECRET, which is not set")
+        return _decoded(token, self._secret, ["HS256"], self._issuer, self._audience)
+
+    def _signed_with_published_key(self, token: str, header: dict[str, Any]) -> dict[str, Any]:
+        published, key_id = self.published, header.get("kid")
+        if published is None:
+            raise _invalid("algorithm: it is not HS256, and any other needs BETTER_AUTH_URL, which is not set")
+        if header.get("alg") not in ALGORITHMS:
+            raise _invalid(f"algorithm: it is none of HS256, {', '.join(ALGORITHMS)}")
+        if not isinstance(key_id, str):
+            raise _invalid("key: it names none by its `kid`")
+        if published.by_id is None:
+            wait = math.ceil(max(1, published.seconds_until_search()))
+            raise UnknownKey(unavailable("Service unavailable", wait), key_id)
+        if key_id not in published.by_id:
+            raise UnknownKey(_invalid("key: the one that it names is not among the published ones"), key_id)
+        key = published.by_id[key_id]
+        return _decoded(token, key.public, key.algorithms, published.issuer, published.audience)
+
+
+async def authenticate(request: Request) -> str:
+    """Returns the user whose path this is, once the token says the same; raises Problem, 401, 422 or 503.
+
+    `me` in the path is whoever has sent the token. It waits only for a published key that is not known yet.
+    """
+    subject = await token_subject(request)
+    user_id: str = request.path_params["user_id"]
+    if user_id != subject and user_id != "me":
+        raise _refusal("User ID mismatch")
+    if len(subject) > USER_ID_LENGTH:
+        raise invalid(
+            ["path", "user_id"],
+            f"String should have at most {USER_ID_LENGTH} characters, not {len(subject)}",
+            "string_too_long",
+        )
+    if "\0" in subject:
+        raise invalid(["path", "user_id"], "String should not contain the character NUL", "nul")
+    request.scope["user_id"] = subject  # for the log's line
+    return subject
+
+
+async def token_subject(request: Request) -> str:
+    """Returns the user whose token this is, whatever the path says; raises Problem, 401 or 503."""
+    tokens: Tokens = request.app.state.tokens
+    authorization = _authorization(request)
+    try:
+        return tokens.subject(authorization)
+    except UnknownKey as unknown:
+        await request.app.state.tokens.published.look_for(unknown.key_id)
+    return tokens.subject(authorization)
+
+
+def _failed_check(error: Exception) -> str:
+    """Returns which check a token failed, in words that have nothing of the token."""
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"{error.claim}: it is missing"
+    if isinstance(error, jwt.ImmatureSignatureError):
+        claim = "iat" if "(iat)" in str(error) else "nbf"
+        return f"{claim}: it is ahead of this machine's clock by more than {LEEWAY} s"
+    for kind, check in CHECKS.items():
+        if isinstance(error, kind):
+            return check
+    for claim in ("exp", "nbf"):
+        if f"({claim})" in str(error):  # there is no class for one that is no number
+            return f"{claim}: it is no moment"
+    return "shape: it is no JWT"
+
+
+def _decoded(
+    token: str, key: Any, algorithms: Sequence[str], issuer: str | None, audience: str | None
+) -> dict[str, Any]:
+    return jwt.decode(
+        token,
+        key,
+        algorithms=algorithms,
+        issuer=issuer,
+        audience=audience,
+        leeway=LEEWAY,
+        # `sub` has an answer of its own, above; an audience is only compared when one is set
+        options={"require": ["exp"], "verify_sub": False, "verify_aud": audience is not None},
+    )
+
+
+def _authorization(request: Request) -> bytes | None:
+    for name, value in request.scope["headers"]:  # without a Headers object for one look
+        if name == b"authorization":
+            return bytes(value)
+    return None
+
+
+def _refusal(detail: str, cause: str | None = None) -> Problem:
+    return Problem(401, detail, {"WWW-Authenticate": "Bearer"}, cause)
+
+
+def _invalid(cause: str) -> Problem:
+    return _refusal("Invalid token", f"the token fails a check: {cause}")

@@ -1,0 +1,168 @@
+"""The migrations: which there are, and how they are applied."""
+
+import logging
+import os
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import yoyo
+from yoyo import exceptions
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.migrations import default_migration_table
+
+from service.db.address import Address
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parents[2] / "migrations"
+
+# Any number will do, as long as no other program uses it on the same database.
+LOCK = 7_305_809_230_147_001
+
+CONNECT_SECONDS = 10  # unless the address says otherwise
+# Whoever comes after a statement that waits for a lock waits behind it: so it waits shortly, and leaves room to others.
+LOCK_SECONDS = 1
+PAUSE_SECONDS = 2
+ATTEMPTS = 15
+
+# Whose open transactions hold locks on tables, the longest first. What belongs to others is shown as far as we may see.
+HOLDERS = """
+    select pid, coalesce(nullif(application_name, ''), 'no application name'), coalesce(state, 'state not visible'),
+        coalesce(extract(epoch from now() - xact_start)::int, 0)
+    from pg_stat_activity
+    where pid <> pg_backend_pid() and datname = current_database() and pid in (
+        select l.pid from pg_locks l join pg_class c on c.oid = l.relation
+        where l.locktype = 'relation' and l.granted and c.relkind in ('r', 'p') and c.relnamespace not in (
+            'pg_catalog'::regnamespace, 'information_schema'::regnamespace))
+    order by xact_start
+    limit 3
+"""
+
+
+class Blocked(Exception):
+    """Somebody's transaction holds a lock that the migrations need; the message says whose."""
+
+
+class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
+    """yoyo's, on connections that are made from an address, and in which nothing waits long for a lock."""
+
+    def connect(self, address: Address) -> Any:
+        """Returns a connection as yoyo wants it."""
+        return connect(address, autocommit=True)
+
+    def begin(self) -> None:
+        """Begins a transaction. The limit is its own: a pooler may give the next one another session."""
+        super().begin()
+        self.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
+
+    def execute(self, sql: str, params: Any = None) -> Any:
+        """Runs the statement, always in a transaction, for the sake of its limit."""
+        if self._in_transaction:
+            return super().execute(sql, params)
+        with self.transaction():
+            return super().execute(sql, params)
+
+    def create_lock_table(self) -> None:
+        """Creates yoyo's table unless it is there. Where yoyo goes on without it, this says why it cannot."""
+        if self.lock_table not in self.list_tables():
+            with self.transaction():
+                self.execute(self.format_sql(self.create_lock_table_sql))
+
+    def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
+        """Applies the migration and notes it, in one transaction.
+
+        yoyo takes three: what ends between them leaves a migration that is applied, is not known to be, and fails for
+        ever after.
+        """
+        migration.load()
+        if not migration.use_transactions:
+            super().apply_one(migration, force, mark)
+            return
+        with self.transaction():
+            migration.process_steps(self, "apply", force=force)
+            self.log_migration(migration, "apply")
+            self.mark_one(migration, log=False)
+
+    def _check_transactional_ddl(self) -> bool:
+        return True  # PostgreSQL's is; yoyo would create a table and drop it to see
+
+
+@cache
+def known_migrations() -> frozenset[str]:
+    """Returns the names of the migrations in `migrations/`."""
+    return frozenset(migration.id for migration in yoyo.read_migrations(str(FOLDER)))
+
+
+def connect(address: Address, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+    """Returns a connection of psycopg's. Raises psycopg.Error."""
+    if address.options.get("sslrootcert") == "system":
+        # The OpenSSL that came with psycopg's wheel looks where the wheel was made.
+        paths = ssl.get_default_verify_paths()
+        for name, path in ((paths.openssl_cafile_env, paths.cafile), (paths.openssl_capath_env, paths.capath)):
+            if path is not None:
+                os.environ.setdefault(name, path)
+    defaults = {"connect_timeout": str(CONNECT_SECONDS), "application_name": "task-service migrate"}
+    return psycopg.connect(**defaults | address.for_libpq() | options)
+
+
+@contextmanager
+def backend(address: Address) -> Iterator[Any]:
+    """Yields yoyo's way to the database. Raises psycopg.Error."""
+    with _Backend(address, default_migration_table) as found:
+        found.init_database()
+        yield found
+
+
+def migrate(address: Address) -> list[str]:
+    """Applies what is not applied yet; returns the names. Two at once are safe.
+
+    Raises psycopg.Error, and Blocked when it had to wait too long and too often for somebody's lock.
+    """
+    # yoyo notes the user's name, and fails where the operating system has none
+    os.environ.setdefault("LOGNAME", address.user)
+    # yoyo's own lock is a row, which a killed process leaves behind. This one ends with its transaction, on whatever
+    # happens; it works through a transaction-mode pooler too. Who holds it knows that a row of yoyo's is a dead one.
+    with connect(address) as guard:
+        guard.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
+        applied: list[str] = []
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                _apply(address, applied)
+                return applied
+            except (psycopg.errors.LockNotAvailable, exceptions.LockTimeout):
+                blocked = f"a lock on a table is held by {_holders(guard)}"
+                if attempt == ATTEMPTS:
+                    break
+                logger.warning(
+                    "waiting, and trying again in %d s (%d of %d): %s", PAUSE_SECONDS, attempt, ATTEMPTS, blocked
+                )
+                time.sleep(PAUSE_SECONDS)
+        raise Blocked(f"The migrations are not all applied, {blocked}. End that transaction, and run them again")
+
+
+def _apply(address: Address, applied: list[str]) -> None:
+    """Applies what is not applied yet; adds the names one by one."""
+    with backend(address) as database:
+        database.break_lock()
+        pending = database.to_apply(yoyo.read_migrations(str(FOLDER)))
+        with database.lock():
+            for migration in pending:
+                database.apply_one(migration)
+                applied.append(migration.id)
+
+
+def _holders(guard: psycopg.Connection[tuple[Any, ...]]) -> str:
+    guard.execute("select pg_stat_clear_snapshot()")  # else a transaction sees what it saw at its first look
+    found = guard.execute(HOLDERS).fetchall()
+    return (
+        " or ".join(
+            f"pid {pid} ({application}, {state}, open for {seconds} s)" for pid, application, state, seconds in found
+        )
+        or "a session that has just ended or cannot be seen"
+    )

@@ -1,0 +1,304 @@
+"""The pool of connections: they are opened as they are needed, pinged when they sat idle, and replaced when they fail.
+
+It stands in the place of asyncpg's own pool, whose acquire and release take as long as a query, and which has no use of
+the connections that it has when the database refuses it one more.
+"""
+
+import asyncio
+import logging
+import math
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import asyncpg
+
+from service.db.address import Address
+from service.db.connect import connect
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = (
+    5  # a connection that sat longer is pinged: it may have died silently, or a serverless database closed it
+)
+CLOSE_IDLE_SECONDS = 30  # one beyond the least number is closed after so long
+PING_SECONDS = 1
+CLOSE_SECONDS = 2
+RETRY_SECONDS = 1  # after a connection that could not be made
+
+# The connection is of no more use, and what became of the statement is unknown.
+LOST = (
+    OSError,  # TimeoutError among them
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server has said goodbye, and its end of the connection is just closing
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.DatabaseDroppedError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # a failover left us with the standby
+)
+# The statement did nothing, and neither it nor the client is to blame.
+OUTAGE = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+BEHIND_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
+POOLER = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+
+
+class Unavailable(Exception):
+    """The database did not answer; the message is for the log."""
+
+
+class SchemaBehind(Unavailable):
+    """The database answers, and lacks a table or a column: it wants `python -m service migrate`."""
+
+
+class RightMissing(Unavailable):
+    """The database answers, and refuses its user something."""
+
+
+class Pool:
+    """The connections to one PostgreSQL: at most `largest`, or as many as it lets us have."""
+
+    def __init__(self, address: Address, smallest: int, largest: int, statement_cache: int) -> None:
+        self.largest = largest
+        self._address = address
+        self._smallest = smallest
+        self._statement_cache = statement_cache
+        self._idle: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
+        self._open = 0  # those that are being made or closed included
+        self._connecting = 0  # those that are being made
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for one to come free
+        self._complaint = ""  # why the last one could not be made
+        self._retry_at = -math.inf  # the event loop's time
+        self._is_closed = False
+        self._tls: ssl.SSLContext | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop
+
+    async def open(self) -> None:
+        """Opens the least number of connections; when the database is away, returns all the same."""
+        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call
+        for connection in await asyncio.gather(*(self._connect() for _ in range(self._smallest))):
+            if connection is not None:
+                self._put_back(connection)
+
+    async def close(self) -> None:
+        """Closes the connections; those in use end within a few seconds."""
+        self._is_closed = True
+        for connection, _ in self._idle:
+            self._close(connection)
+        self._idle.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECONDS)
+
+    async def run(self, sql: str, executions: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        """Runs the statement once for each list of arguments, in one round trip and one transaction.
+
+        Returns the rows, one an execution. Raises Unavailable when the connection was lost or none could be had, and
+        asyncpg.PostgresError when an execution failed, in which case none of them has happened.
+        """
+        connection = await self._acquire()
+        try:
+            rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
+        except BaseException as error:
+            raise self._given_back(connection, error) from None
+        self._put_back(connection)
+        return rows
+
+    async def transact(
+        self,
+        lock: str,
+        lock_arguments: Sequence[Any],
+        sql: str,
+        executions: Sequence[Sequence[Any]],
+        is_kept: Callable[[Sequence[Any]], bool],
+    ) -> Sequence[Any]:
+        """Runs the lock and then the executions in a transaction: four round trips, however many there are.
+
+        Returns the rows, one an execution. They are rolled back unless is_kept says of them that they stay. Raises
+        what run() does.
+        """
+        connection = await self._acquire()
+        try:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.fetch(lock, *lock_arguments)
+                rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
+            except asyncpg.PostgresError as error:
+                if not isinstance(error, LOST):
+                    await transaction.rollback()
+                raise
+            await (transaction.commit() if is_kept(rows) else transaction.rollback())
+        except BaseException as error:
+            raise self._given_back(connection, error) from None
+        self._put_back(connection)
+        return rows
+
+    def close_idle(self) -> None:
+        """Closes the connections that were not used for a while, but for the least number."""
+        long_ago = self._loop.time() - CLOSE_IDLE_SECONDS
+        while len(self._idle) > self._smallest and self._idle[0][1] < long_ago:
+            self._close(self._idle.pop(0)[0])
+
+    async def _acquire(self) -> Any:
+        while True:
+            if (connection := await self._from_idle()) is not None:
+                return connection
+            if self._open < self.largest and self._loop.time() >= self._retry_at:
+                if (connection := await self._connect()) is not None:
+                    return connection
+            elif self._open == 0:
+                raise Unavailable(self._complaint)
+            else:
+                await self._wait()
+
+    async def _from_idle(self) -> Any:
+        """Returns the connection that was used last, so that the others may go idle; None when there is none."""
+        while self._idle:
+            connection, used_at = self._idle.pop()
+            if connection.is_closed():
+                self._terminate(connection)
+            elif self._loop.time() - used_at < IDLE_SECONDS or await self._answers(connection):
+                return connection
+        return None
+
+    async def _answers(self, connection: Any) -> bool:
+        try:
+            await connection.execute("select 1", timeout=PING_SECONDS)
+        except (*LOST, asyncpg.PostgresError):
+            self._terminate(connection)
+            for neighbour, _ in self._idle:  # which sat idle just as long
+                self._terminate(neighbour)
+            self._idle.clear()
+            return False
+        except BaseException:
+            self._close(connection)
+            raise
+        return True
+
+    async def _connect(self) -> Any:
+        """Returns a new connection; None when none can be had, and then `_complaint` says why."""
+        self._open += 1
+        self._connecting += 1
+        options = self._address.options
+        name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
+        # every timestamp in an answer is in UTC; this and the name pass through PgBouncer
+        settings = {"application_name": name, "timezone": "UTC"}
+        if "options" in options:
+            settings["options"] = options["options"]
+        connection = None
+        try:
+            if self._tls is None:
+                self._tls = self._address.tls()  # once: it reads the certificates of all authorities
+            connection = await connect(
+                self._address,
+                self._tls,
+                statement_cache_size=self._statement_cache,
+                server_settings=settings,
+            )
+            # PostgreSQL makes the JSON, and its bytes are passed on as they are
+            await connection.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+        except BaseException as error:
+            self._connecting -= 1
+            self._terminate(connection)
+            if not isinstance(error, Exception):
+                raise
+            self._complain(_explain(error))  # whatever keeps a connection from being made is an outage
+            return None
+        self._connecting -= 1
+        if self._complaint:
+            logger.warning("the database takes connections again: %s", self._address)
+            self._complaint = ""
+        return connection
+
+    def _complain(self, complaint: str) -> None:
+        self._retry_at = self._loop.time() + RETRY_SECONDS
+        if complaint != self._complaint:  # once for each cause, not at every try
+            others = self._open - self._connecting
+            what = "refuses a further connection and the service works with those it has" if others else "is away"
+            logger.warning("the database %s, trying again every second: %s: %s", what, self._address, complaint)
+            self._complaint = complaint
+
+    async def _wait(self) -> None:
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._wake_next()  # it was this one's turn
+            raise
+
+    def _wake_next(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _put_back(self, connection: Any) -> None:
+        if self._is_closed:
+            self._close(connection)
+        else:
+            self._idle.append((connection, self._loop.time()))
+            self._wake_next()
+
+    def _given_back(self, connection: Any, error: BaseException) -> BaseException:
+        """Keeps the connection if it is of any use after the error; returns what the caller is told of it."""
+        cause = error.__cause__
+        if isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST):
+            self._close(connection) if connection.is_in_transaction() else self._put_back(connection)
+            error.detail = None  # it quotes the row, and nobody's text belongs in a log
+        elif isinstance(error, LOST):
+            self._terminate(connection)
+        else:  # the caller has gone; closing waits until the server has stopped the statement
+            self._close(connection)
+        if isinstance(error, (asyncio.CancelledError, *LOST)):
+            self._idle = [(neighbour, -math.inf) for neighbour, _ in self._idle]  # they may have died of the same
+        if isinstance(cause, asyncpg.TransactionTimeoutError):
+            return cause  # the server has rolled back, and then closed the connection
+        return _as_unavailable(error)
+
+    def _close(self, connection: Any) -> None:
+        task = self._loop.create_task(self._close_in_time(connection))
+        self._tasks.add(task)  # the event loop itself keeps no task alive
+        task.add_done_callback(self._tasks.discard)
+
+    async def _close_in_time(self, connection: Any) -> None:
+        try:
+            await connection.close(timeout=CLOSE_SECONDS)
+        except (*LOST, asyncpg.PostgresError) as error:
+            logger.debug("a connection was given up: %s", _explain(error))
+        finally:
+            self._terminate(connection)
+
+    def _terminate(self, connection: Any) -> None:
+        """Ends a connection at once, and makes room for another."""
+        if connection is not None:
+            connection.terminate()
+        self._open -= 1
+        self._wake_next()
+
+
+def _explain(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _as_unavailable(error: BaseException) -> BaseException:
+    """Returns the error as an outage, if it is one."""
+    if isinstance(error, POOLER):
+        return Unavailable(f"{_explain(error)}. Is this a transaction-mode pooler? Set DB_STATEMENT_CACHE=0")
+    if isinstance(error, BEHIND_SCHEMA):
+        return SchemaBehind(f"{_explain(error)}. Run `python -m service migrate`")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return RightMissing(f"{error}: grant it to the user of DATABASE_URL")
+    return Unavailable(_explain(error)) if isinstance(error, (*LOST, *OUTAGE)) else error

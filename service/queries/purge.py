@@ -1,0 +1,90 @@
+"""The purge: erases for good what nobody can want back, in small steps, while the service serves.
+
+Two at once are safe: whatever one of them has erased, the other does not find.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from service.db.coalescer import Coalescer, waited
+from service.queries import read, write
+
+KEY_OLDEST = read("keys/key_oldest")
+KEY_PURGE = write("keys/key_purge")
+TASK_PURGE = write("tasks/task_purge")
+TRASH_OLDEST = read("tasks/trash_oldest")
+
+Value = TypeVar("Value")
+
+STEP = 1000  # rows that one statement looks for, and erases at most
+KEY_HOURS = 24
+
+
+class Purged(NamedTuple):
+    """What has been erased."""
+
+    tasks: int
+    users: int  # whose tasks these were
+    keys: int
+
+
+async def purge(db: Coalescer, days: int) -> Purged:
+    """Erases the tasks that have been in the trash for more days, and the keys of retries that are a day old.
+
+    Raises Unavailable; what was erased by then stays erased.
+    """
+    waited.set([])  # each call of the database notes there how long it took; here nobody asks
+    now = datetime.now(UTC)
+    tasks = await _erase(db, now - timedelta(days=days), oldest_trash, purge_tasks)
+    keys = await _erase(db, now - timedelta(hours=KEY_HOURS), oldest_keys, purge_keys)
+    return Purged(sum(tasks.values()), len(tasks), sum(keys.values()))
+
+
+async def _erase(
+    db: Coalescer,
+    before: datetime,
+    oldest: Callable[[Coalescer, datetime, int], Awaitable[dict[str, list[Any]]]],
+    erase: Callable[[Coalescer, str, list[Any], datetime], Awaitable[int]],
+) -> dict[str, int]:
+    """Erases step by step, one user at a time, so that no user's writes wait long; returns how many of each user."""
+    erased: dict[str, int] = {}
+    while found := await oldest(db, before, STEP):
+        for user, rows in found.items():
+            if number := await erase(db, user, rows, before):
+                erased[user] = erased.get(user, 0) + number
+    return erased
+
+
+async def oldest_trash(db: Coalescer, before: datetime, limit: int) -> dict[str, list[UUID]]:
+    """Returns the tasks of each user that went to the trash before that moment, at most so many, the oldest of all."""
+    row = await db.fetch(TRASH_OLDEST, before, limit)
+    return _by_user(row["users"], row["tasks"])
+
+
+async def purge_tasks(db: Coalescer, user_id: str, tasks: list[UUID], before: datetime) -> int:
+    """Erases those of the user's tasks that went to the trash before that moment; returns how many."""
+    row = await db.fetch(TASK_PURGE, user_id, tasks, before)
+    erased: int = row["erased"]
+    return erased
+
+
+async def oldest_keys(db: Coalescer, before: datetime, limit: int) -> dict[str, list[str]]:
+    """Returns the keys of each user that are from before that moment, at most so many, the oldest of all."""
+    row = await db.fetch(KEY_OLDEST, before, limit)
+    return _by_user(row["users"], row["keys"])
+
+
+async def purge_keys(db: Coalescer, user_id: str, keys: list[str], before: datetime) -> int:
+    """Erases those of the user's keys that are from before that moment; returns how many."""
+    row = await db.fetch(KEY_PURGE, user_id, keys, before)
+    erased: int = row["erased"]
+    return erased
+
+
+def _by_user(users: list[str], values: list[Value]) -> dict[str, list[Value]]:
+    found: dict[str, list[Value]] = {}
+    for user, value in zip(users, values, strict=True):
+        found.setdefault(user, []).append(value)
+    return found

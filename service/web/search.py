@@ -1,0 +1,257 @@
+"""What a list can be asked for: every query parameter, and the cursor that leads to the next page."""
+
+import json
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, get_args
+from urllib.parse import parse_qsl, quote, urlencode
+
+from service.models import UUID, Priority, Status, Task
+from service.queries.tasks import PageKey, Search
+from service.web.errors import Invalid, Wrong, cut, guess, invalid, shown
+
+Json = dict[str, Any]
+
+SORTS = ("created_at", "updated_at", "completed_at", "title", "priority", "status")
+LARGEST_PAGE = 1000
+SEARCH_LENGTH = 1000
+
+# RFC 3339, with an offset. The one that arrives with a space had a + in its URL, which stands for a space there.
+MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
+LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
+CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
+DIGEST_BYTES = 12
+FREE = ("limit", "cursor", "fields", "count", "after")  # what may differ from page to page
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter: how its value is read, and what the documentation says of it."""
+
+    read: Callable[[str], Any]  # raises ValueError, which says what is accepted
+    description: str
+    schema: Json
+    example: Any
+
+
+def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def read(value: str) -> list[str]:
+        found = sorted(set(value.split(",")))
+        if not set(found) <= set(names):
+            raise ValueError(f"one or more of {', '.join(names)}, with commas between them or one by one")
+        return found
+
+    return read
+
+
+def _boolean(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return value == "true"
+
+
+def _words(value: str) -> list[str] | None:
+    return sorted(set(value.split())) or None
+
+
+def _moment(value: str) -> tuple[datetime, bool]:
+    """Returns the moment, to the microsecond, and whether it was a little later than that."""
+    accepted = "an RFC 3339 timestamp with an offset, like 2026-11-23T08:30:00Z"
+    parts = MOMENT.fullmatch(value)
+    if parts is None:
+        hint = " (in a URL the + of an offset is written %2B)" if LOST_PLUS.fullmatch(value) else ""
+        raise ValueError(accepted + hint)
+    date, time, fraction, offset = parts.groups(default="")
+    try:
+        moment = datetime.fromisoformat(f"{date}T{time}.{fraction[:6].ljust(6, '0')}{offset.upper()}").astimezone(UTC)
+    except (ValueError, OverflowError):  # there is no such day, or none in UTC that Python knows
+        raise ValueError(accepted) from None
+    return moment, fraction[6:].strip("0") != ""
+
+
+def _after(value: str) -> datetime:
+    return _moment(value)[0]
+
+
+def _before(value: str) -> datetime:
+    # PostgreSQL knows no more than microseconds: before 0.1234567 is all that is up to 0.123456
+    moment, is_later = _moment(value)
+    return moment + timedelta(microseconds=1) if is_later and moment < datetime.max.replace(tzinfo=UTC) else moment
+
+
+def _sort(value: str) -> str:
+    if value.removeprefix("-") not in SORTS:
+        raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to turn it round")
+    return value
+
+
+def _limit(value: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,3}", value, re.ASCII) or int(value) > LARGEST_PAGE:
+        raise ValueError(f"a whole number from 1 to {LARGEST_PAGE}")
+    return int(value)
+
+
+def _names_schema(names: tuple[str, ...]) -> Json:
+    return {"type": "array", "minItems": 1, "items": {"type": "string", "enum": [*names]}}
+
+
+STATUSES, PRIORITIES, FIELDS = get_args(Status), get_args(Priority), tuple(Task.model_fields)
+BOOLEAN: Json = {"type": "boolean"}
+MOMENT_SCHEMA: Json = {"type": "string", "format": "date-time"}
+
+
+def _moments(what: str) -> dict[str, Parameter]:
+    return {
+        f"{what}_{side}": Parameter(
+            read,
+            f"`{what}_at` is {side} this moment; one with the offset +02:00 is written %2B02:00 in a URL",
+            MOMENT_SCHEMA,
+            example,
+        )
+        for side, read, example in (
+            ("after", _after, "2020-01-01T00:00:00Z"),
+            ("before", _before, "2099-12-31T00:00:00+02:00"),
+        )
+    }
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "status": Parameter(_several(STATUSES), "any of these", _names_schema(STATUSES), ["pending", "in_progress"]),
+    "priority": Parameter(_several(PRIORITIES), "any of these", _names_schema(PRIORITIES), ["high"]),
+    "is_completed": Parameter(_boolean, "", BOOLEAN, False),
+    "q": Parameter(
+        _words,
+        "words that all occur in title or description, in any order, without regard to case, accents and typography; "
+        "of each the beginning is enough, and in scripts without spaces any part",
+        {"type": "string", "maxLength": SEARCH_LENGTH, "pattern": r"^[^\u0000]*$"},
+        "buy mil",
+    ),
+    **_moments("created"),
+    **_moments("updated"),
+    **_moments("completed"),
+    "trashed": Parameter(_boolean, "`true`: the trash instead of the live tasks", BOOLEAN, False),
+    "sort": Parameter(
+        _sort,
+        "what comes first: `-created_at` when it is not sent; a leading `-` turns it round. Ties by `id`, nulls last, "
+        "titles without regard to case",
+        {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")]},
+        "-priority",
+    ),
+    "limit": Parameter(
+        _limit,
+        "how many tasks at most; without it, all. A page that another one follows has it in `Link`",
+        {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE},
+        50,
+    ),
+    "cursor": Parameter(
+        str, "from the page before's `Link`; good for the same filters and sort", {"type": "string"}, None
+    ),
+    "fields": Parameter(
+        _several(FIELDS),
+        "the fields of each task, which then lacks the others; `id` always comes",
+        _names_schema(FIELDS),
+        ["id", "title", "is_completed"],
+    ),
+    "count": Parameter(_boolean, "`true`: `X-Total-Count` tells how many tasks match, on all pages", BOOLEAN, True),
+}
+
+
+def read_search(query_string: bytes, user_id: str) -> Search:
+    """Returns what the query string asks for; raises Problem, a 422 with everything that is wrong."""
+    values: dict[str, Any] = {}
+    problems: list[tuple[str, str, str]] = []  # name, message and type; of an unknown one the message is yet to be made
+    for name, texts in sent_parameters(query_string).items():
+        text = ",".join(texts)
+        problem = _general_problem(name, text, len(texts))
+        if problem is None:
+            try:
+                values[name] = PARAMETERS[name].read(text)
+            except ValueError as error:
+                problem = f"Input should be {error}, not {shown(text)}", "invalid"
+        if problem is not None:
+            problems.append((name, *problem))
+    if problems:
+        raise Wrong(map(_entry, problems), len(problems))
+    search = Search(**values)
+    return search if search.cursor is None else replace(search, after=_key(search, user_id))
+
+
+def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
+    """Returns the values of each parameter that the query string names."""
+    # what is no UTF-8 becomes surrogates, which nothing else can become
+    text = query_string.decode("utf-8", "surrogateescape")
+    found: dict[str, list[str]] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _is_list(name: str) -> bool:
+    """Whether the parameter's values may be sent one by one, as some generated clients do."""
+    return name in PARAMETERS and PARAMETERS[name].schema["type"] == "array"
+
+
+def _entry(problem: tuple[str, str, str]) -> Invalid:
+    name, message, type_ = problem
+    if type_ == "extra":
+        message = f"Unknown parameter{guess(name, PARAMETERS)}; a list knows {', '.join(PARAMETERS)}"
+    return Invalid(loc=["query", cut(name)], msg=message, type=type_)
+
+
+def _general_problem(name: str, text: str, times: int) -> tuple[str, str] | None:
+    """Returns message and type of what is wrong whatever the parameter, or None."""
+    if name not in PARAMETERS:
+        return "", "extra"
+    if times > 1 and not _is_list(name):
+        return f"Parameter should be given once, not {times} times", "repeated"
+    if re.search("[\ud800-\udfff]", text):
+        return "String should be UTF-8", "string_unicode"
+    if "\0" in text:
+        return "String should not contain the character NUL", "nul"
+    longest = PARAMETERS[name].schema.get("maxLength")
+    if longest is not None and len(text) > longest:
+        return f"String should have at most {longest} characters, not {len(text)}", "string_too_long"
+    return None
+
+
+# The cursor -----------------------------------------------------------------------------------------------------------
+#
+# It is the key of a page's last task, and a hash of this key, the user, the filters and the sort, so that it fits no
+# other list. There is no secret in it: whoever makes one up moves about in a list of his own, as he may.
+
+
+def next_query(query_string: bytes, search: Search, user_id: str, last: PageKey) -> str:
+    """Returns the query string of the page that begins after this task."""
+    key = json.dumps(last, ensure_ascii=False).encode()
+    cursor = urlsafe_b64encode(_digest(search, user_id, key) + key).decode().rstrip("=")
+    sent = {name: ",".join(values) for name, values in sent_parameters(query_string).items()}
+    return urlencode(sent | {"cursor": cursor}, quote_via=quote)
+
+
+def _digest(search: Search, user_id: str, key: bytes) -> bytes:
+    bound = {name: value for name, value in vars(search).items() if name not in FREE}
+    return sha256(json.dumps([user_id, bound], default=str).encode() + key).digest()[:DIGEST_BYTES]
+
+
+def _key(search: Search, user_id: str) -> PageKey:
+    """Returns what the cursor says; raises Problem, a 422, when it was not made for this search."""
+    try:
+        cursor = search.cursor or ""
+        content = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)) if CURSOR.fullmatch(cursor) else b""
+        digest, key = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if digest == _digest(search, user_id, key):
+            rank, name, id_ = json.loads(key)
+            is_key = type(rank) is int and -(2**63) <= rank < 2**63 and isinstance(name, str) and UUID.fullmatch(id_)
+            if is_key and b"\0" not in name.encode():
+                return rank, name, id_
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise invalid(
+        ["query", "cursor"],
+        "Cursor should be one from a Link header, unchanged, with the same filters and the same sort",
+        "cursor",
+    )

@@ -1,0 +1,23 @@
+"""The rooms of `service/`: what each of them may use."""
+
+import ast
+
+from tests.conftest import ROOT
+
+SERVICE = ROOT / "service"
+MAY_USE = {
+    "db": set(),
+    "queries": {"db", "models"},
+    "web": {"queries", "db", "models", "settings"},
+    "auth": {"web"},
+    "routes": {"auth", "web", "queries", "db", "models"},
+}
+
+
+def test_imports_go_one_way() -> None:
+    for room, others in MAY_USE.items():
+        for path in (SERVICE / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "service":
+                    used = set(node.module.split(".")[1:2]) or {alias.name for alias in node.names}
+                    assert used <= others | {room}, f"{path.relative_to(ROOT)}: {node.module}"
