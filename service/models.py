@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 # Unicode's White_Space, which is what pydantic trims; regular expressions' \s differs from dialect to dialect
 WHITE_SPACE = r"\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+USER_ID_LENGTH = 255
 NO_NUL = {"pattern": r"^[^\u0000]*$"}  # PostgreSQL's text has no NUL
 
 
@@ -168,7 +169,7 @@ class Task(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: TaskId = Field(description="unique within its user")
-    user_id: str = Field(min_length=1, max_length=255, description="the token's `sub`")
+    user_id: str = Field(min_length=1, max_length=USER_ID_LENGTH, description="the token's `sub`")
     title: Title
     description: Description | None
     status: Status

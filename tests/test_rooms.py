@@ -9,7 +9,7 @@ MAY_USE = {
     "db": set(),
     "queries": {"db", "models"},
     "web": {"queries", "db", "models", "settings"},
-    "auth": {"web"},
+    "auth": {"web", "models"},
     "routes": {"auth", "web", "queries", "db", "models"},
 }
 

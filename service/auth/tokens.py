@@ -18,12 +18,12 @@ from jwt.exceptions import InvalidJTIError
 from starlette.requests import Request
 
 from service.auth.jwks import ALGORITHMS, PublishedKeys
+from service.models import USER_ID_LENGTH
 from service.web.errors import Problem, invalid, unavailable
 
 LEEWAY = 10  # seconds that the issuer's clock and ours may differ
 REMEMBERED = 10_000  # tokens
 REMEMBERED_BYTES = 2048  # of the longest that is: together they take 20 MiB at most
-USER_ID_LENGTH = 255
 TOKEN_BYTES = 8192  # of the longest that is looked at: whoever has none can send any
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON's escapes can make and no database can keep
 
