@@ -13,7 +13,17 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 from starlette.routing import BaseRoute
 
-from service.models import Batch, BatchResult, Priority, Status, Task, TaskComplete, TaskCreate, TaskUpdate
+from service.models import (
+    USER_ID_LENGTH,
+    Batch,
+    BatchResult,
+    Priority,
+    Status,
+    Task,
+    TaskComplete,
+    TaskCreate,
+    TaskUpdate,
+)
 from service.web.route import Description, Endpoint, Resource
 from service.web.search import FIELDS, SORTS, Parameter
 
