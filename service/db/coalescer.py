@@ -36,6 +36,7 @@ from typing import Any
 
 import asyncpg
 
+from service.db.hub import Hub
 from service.db.pool import Pool, Unavailable
 
 SHARED, ALONE, SLOW = range(3)
@@ -244,6 +245,7 @@ class Coalescer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.hub = Hub()  # for whoever waits for what is written here
         spare = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and dear statements must not take every connection
         self._sides = _Side(spare), _Side(spare)  # of reads, and of writes
         self._trips: set[_Trip] = set()

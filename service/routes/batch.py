@@ -120,7 +120,7 @@ def _change(operation: BatchOperation, most: int) -> Operation:
             task = TaskUpdate(is_completed=wanted.is_completed)
             return Operation("update", operation.id, operation.if_version, task)
         case BatchComplete():
-            return Operation("toggle", operation.id, operation.if_version)
+            return Operation("complete", operation.id, operation.if_version)
         case _:
             return Operation(operation.op, operation.id, operation.if_version)
 

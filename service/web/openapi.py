@@ -24,8 +24,9 @@ from service.models import (
     TaskCreate,
     TaskUpdate,
 )
+from service.web.parameters import Parameter
 from service.web.route import Description, Endpoint, Resource
-from service.web.search import FIELDS, SORTS, Parameter
+from service.web.search import FIELDS, SORTS
 
 Json = dict[str, Any]
 

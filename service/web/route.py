@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from service.web.search import Parameter
+from service.web.parameters import Parameter
 
 NO_QUERY: Mapping[str, Parameter] = {}
 
