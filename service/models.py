@@ -175,9 +175,7 @@ class Task(BaseModel):
     created_at: AwareDatetime
     updated_at: AwareDatetime = Field(description="moves on every change")
     deleted_at: AwareDatetime | None = Field(description="null for every live task")
-    version: int = Field(
-        ge=1, le=BIGGEST_VERSION, description="the number of the user's change that last touched this task"
-    )
+    version: int = Field(ge=1, le=BIGGEST_VERSION, description="the number of the change that last touched this task")
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -303,7 +301,7 @@ class BatchResult(BaseModel):
     version: int | None = Field(
         ge=1,
         le=BIGGEST_VERSION,
-        description="the number of all that the batch has changed; null when it has changed nothing",
+        description="the number of all that it has changed; null when it has changed nothing",
     )
     results: list[BatchResultItem]
 
@@ -341,6 +339,24 @@ class Undo(_Part):
     version: Annotated[
         int, Field(ge=1, le=BIGGEST_VERSION, description="the number of the change"), BeforeValidator(whole_number)
     ]
+
+
+class Conflict(BaseModel):
+    """Fields of a task that have been changed since."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task_id: TaskId
+    fields: list[str]
+
+
+class UndoConflict(BaseModel):
+    """Why nothing was undone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    detail: str
+    conflicts: list[Conflict]
 
 
 class UndoResult(BaseModel):

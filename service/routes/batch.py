@@ -42,7 +42,7 @@ class _Result(NamedTuple):
 TAKEN_BACK = _Result(424, detail="Another operation failed")
 
 
-@describe(200, "The results, in the order of the operations", body=Batch, errors=(409,), answer=BatchResult)
+@describe(200, "The results, in the order of the operations", body=Batch, answer=BatchResult, conflict=BatchResult)
 async def run_batch(request: Request) -> Response:
     """Make many changes as one.
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.auth.tokens import authenticate
 from service.db.coalescer import Coalescer
 from service.db.pool import Unavailable
-from service.models import BIGGEST_VERSION, UUID, ChangesPage, HistoryEntry, Undo, UndoResult
+from service.models import BIGGEST_VERSION, UUID, ChangesPage, HistoryEntry, Undo, UndoConflict, UndoResult
 from service.queries import changes
 from service.queries.changes import Feed
 from service.web.errors import Problem, invalid, shown
@@ -77,7 +77,7 @@ HISTORY_PARAMETERS = {
 
 @describe(
     200,
-    "The tasks that have changed, as they are now, in the order of their versions; and the ids of those that were erased",
+    "The tasks that have changed, as they are now, in the order of their versions; and which were erased",
     errors=(410,),
     query=FEED_PARAMETERS,
     answer=ChangesPage,
@@ -200,8 +200,9 @@ async def list_history(request: Request) -> Response:
     200,
     "The number of the undo, and the tasks that it has changed",
     body=Undo,
-    errors=(404, 409, 410),
+    errors=(404, 410),
     answer=UndoResult,
+    conflict=UndoConflict,
 )
 async def undo_change(request: Request) -> Response:
     """Take a change back, all of it, as a change of its own.

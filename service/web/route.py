@@ -33,6 +33,8 @@ class Description:
     health: bool
     query: Mapping[str, Parameter]
     answer: type[BaseModel] | None  # a task, when it is None
+    conflict: type[BaseModel] | None  # what a 409 answers, when that is more than a detail
+    streams: bool  # whether it answers with server-sent events, whose data is the answer
     conditional: bool  # whether If-None-Match may spare the client the answer
     takes_versions: bool  # whether If-Match may keep the change from being made
     takes_key: bool  # whether Idempotency-Key makes a retry safe
@@ -97,6 +99,8 @@ def describe(
     health: bool = False,
     query: Mapping[str, Parameter] = NO_QUERY,
     answer: type[BaseModel] | None = None,
+    conflict: type[BaseModel] | None = None,
+    streams: bool = False,
     conditional: bool = False,
     takes_versions: bool = False,
     takes_key: bool = False,
@@ -113,6 +117,8 @@ def describe(
         health,
         query,
         answer,
+        conflict,
+        streams,
         conditional,
         takes_versions,
         takes_key,
