@@ -236,9 +236,7 @@ class Pool:
         else:  # cancelled: closing waits until the server has stopped the statement
             self._close(connection)
         if isinstance(error, (asyncio.CancelledError, *LOST)):
-            self._idle = [
-                (neighbour, -math.inf) for neighbour, _ in self._idle
-            ]  # force a ping: the same may have hit them
+            self._idle = [(neighbour, -math.inf) for neighbour, _ in self._idle]  # pinged next: they may be dead too
         if isinstance(cause, asyncpg.TransactionTimeoutError):
             return cause  # the server rolled back, then closed the connection
         return _as_unavailable(error)
