@@ -143,7 +143,7 @@ class DatabaseSettings(BaseSettings):
     # for the secret.
     @field_validator("db_pool_max")
     @classmethod
-    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
+    def max_is_not_below_min(cls, most: int, info: ValidationInfo) -> int:
         """Rejects a maximum below the minimum."""
         least = info.data.get("db_pool_min", 0)
         if most < least:
@@ -171,7 +171,7 @@ class Settings(DatabaseSettings):
 
     @field_validator("better_auth_secret")
     @classmethod
-    def is_there_and_long_enough(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
+    def is_set_and_long_enough(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
         """Rejects a secret that is too short, or missing when no URL says where the signers' keys are."""
         length = len(secret.get_secret_value())
         signers = ("better_auth_url", "better_auth_jwks_url")

@@ -245,7 +245,7 @@ class Coalescer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self.hub = Hub()  # for whoever waits for what is written here
+        self.hub = Hub()  # notifies those who wait for a user's changes
         slow = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and expensive statements must not take all connections
         self._schedulers = _Scheduler(slow), _Scheduler(slow)  # of reads, and of writes
         self._round_trips: set[_RoundTrip] = set()  # in flight

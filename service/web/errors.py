@@ -45,12 +45,11 @@ class Wrong(Problem):
     def __init__(self, entries: Iterable[Invalid], count: int, most: int = MOST_ENTRIES) -> None:
         self.told = list(islice(entries, most))
         self.count = count
-        detail = list(self.told)
-        if count > len(detail):
+        self.entries = self.told
+        if count > len(self.told):
             place = self.told[0]["loc"][0] if self.told else "body"
-            detail = [*detail, Invalid(loc=[place], msg=f"and {count - len(detail)} more", type="more")]
-        self.entries = detail
-        super().__init__(422, detail)
+            self.entries = [*self.told, Invalid(loc=[place], msg=f"and {count - len(self.told)} more", type="more")]
+        super().__init__(422, self.entries)
 
 
 RETRY_SECONDS = 1  # `Retry-After`, if nothing better is known

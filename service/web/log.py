@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class RequestLog:
@@ -73,7 +73,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line, with the traceback of an error."""
-        return f"{_time(record)} {record.levelname} {record.getMessage()}{_cause(self, record)}"
+        return f"{_timestamp(record.created)} {record.levelname} {record.getMessage()}{_cause(self, record)}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -81,7 +81,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line; its message includes the traceback of an error."""
-        line: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        line = {"time": _timestamp(record.created), "level": record.levelname.lower(), "logger": record.name}
         return json.dumps(line | {"message": record.getMessage() + _cause(self, record)})
 
 
@@ -94,10 +94,6 @@ def set_up(level: str, format_: str) -> None:
     for chatty in ("uvicorn.error", "yoyo", "httpx"):  # INFO is about their internals
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     requests = RequestLog(sys.stderr, format_) if logging.getLogger().isEnabledFor(logging.INFO) else None
-
-
-def _time(record: logging.LogRecord) -> str:
-    return _timestamp(record.created)
 
 
 def _timestamp(seconds: float) -> str:

@@ -47,8 +47,7 @@ def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO
 
 def task_response(written: Written) -> Response:
     """Returns the response with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
-    headers = _etag(written)
-    return JsonResponse(written.task or b"", 200, headers)
+    return JsonResponse(written.task or b"", headers=_etag(written))
 
 
 def no_content(written: Written) -> Response:

@@ -74,7 +74,7 @@ def _before(value: str) -> datetime:
 
 def _sort(value: str) -> str:
     if value.removeprefix("-") not in SORTS:
-        raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to turn it round")
+        raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to reverse it")
     return value
 
 
@@ -119,27 +119,27 @@ PARAMETERS: dict[str, Parameter] = {
     "trashed": Parameter(_boolean, "`true`: the trash instead of the live tasks", BOOLEAN, False),
     "sort": Parameter(
         _sort,
-        "what comes first: `-created_at` when it is not sent; a leading `-` turns it round. Ties by `id`, nulls last, "
+        "the order, `-created_at` when it is not sent; a leading `-` reverses it. Ties by `id`, nulls last, "
         "titles without regard to case",
         {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")]},
         "-priority",
     ),
     "limit": Parameter(
         whole_number(1, LARGEST_PAGE),
-        "how many tasks at most; without it, all. A page that another one follows has it in `Link`",
+        "how many tasks at most; all without it. `Link` has the next page, if there is one",
         {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE},
         50,
     ),
     "cursor": Parameter(
-        str, "from the page before's `Link`; good for the same filters and sort", {"type": "string"}, None
+        str, "from the previous page's `Link`; valid for the same filters and sort", {"type": "string"}, None
     ),
     "fields": Parameter(
         _several(FIELDS),
-        "the fields of each task, which then lacks the others; `id` always comes",
+        "the only fields of each task; `id` is always included",
         _names_schema(FIELDS),
         ["id", "title", "is_completed"],
     ),
-    "count": Parameter(_boolean, "`true`: `X-Total-Count` tells how many tasks match, on all pages", BOOLEAN, True),
+    "count": Parameter(_boolean, "`true`: `X-Total-Count` has the number of tasks on all pages", BOOLEAN, True),
 }
 
 
