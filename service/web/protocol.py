@@ -447,7 +447,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the response; waits for backpressure between parts."""
+        """Sends a part of the response; pauses under backpressure between parts."""
         if not self._has_client:
             return
         if message["type"] == "http.response.start":
