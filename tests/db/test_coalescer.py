@@ -524,7 +524,7 @@ async def test_a_flood_of_many_users_is_served_in_turn_and_the_rest_refused(db: 
     assert answered >= 40, "two at a time would be 80 in two seconds"
     assert answered + refused == 400
     await others_are_served(db, NAP, 0.2)
-    assert not any(side.lines for side in db._sides), "no line is kept that has no calls"
+    assert not any(scheduler.queues for scheduler in db._schedulers), "no empty queue is kept"
 
 
 @pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])
