@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench import database, lineups, report
+from tests.bench import database, lineups, picture, report
 from tests.bench.load import WORKLOADS, Timing
 from tests.bench.overload import overload
 from tests.bench.peers import missing
@@ -54,6 +54,8 @@ def main() -> None:
     say(f"\n{text}")
     if arguments.save:
         report.save(f"RESULTS-{arguments.mode}.md" if arguments.mode else "RESULTS.md", text)
+        if arguments.mode is None:
+            picture.draw()
 
 
 def _result(stage: lineups.Stage, arguments: argparse.Namespace) -> str:
