@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -24,6 +25,7 @@ PSQL = [".venv/bin/python", "-m", "service", "psql", "-X", "-q", "-v", "ON_ERROR
 
 RUN_HERE = {"sh", "sql", "dotenv"}
 RUN_ELSEWHERE = {"js": ["docs/frontends.md"], "ts": ["docs/frontends.md"]}  # test_frontends.py
+EXCERPTS = {"python"}  # of the code
 CANNOT_RUN = {"text", "nginx"}  # what is printed, and drawings; another program's configuration
 NOT_RUN = {  # blocks for the shell by their first line, and why
     "make run": "it serves until it is stopped; test_commands.py runs the Makefile",
@@ -31,6 +33,7 @@ NOT_RUN = {  # blocks for the shell by their first line, and why
     "python3 -m venv .venv": "it downloads all packages; .ci/run does so",
     "HOST='*' PORT=8000 .venv/bin/python -m service serve": "it serves until it is stopped, on all networks",
     ". .venv/bin/activate": "test_commands.py runs it",
+    'make test ARGS="-k batch -x"': "it would run tests within this test",
 }
 
 
@@ -84,7 +87,7 @@ def run_and_compare(service: Served, command: Sequence[str], end: str, page: str
 def test_every_block_runs_or_its_language_says_that_it_cannot(page: str) -> None:
     for block in blocks(page):
         runs = block.language in RUN_HERE or page in RUN_ELSEWHERE.get(block.language, [])
-        assert runs or block.language in CANNOT_RUN, f"{block.place}: nothing runs {block.language or 'this block'}"
+        assert runs or block.language in EXCERPTS | CANNOT_RUN, f"{block.place}: nothing runs {block.language or 'this block'}"
 
 
 def test_what_is_not_run_is_there() -> None:
@@ -111,6 +114,13 @@ def test_settings(page: str, tmp_path: Path) -> None:
     for block in blocks(page, "dotenv"):
         (tmp_path / ".env").write_text(block.text)
         Settings(_env_file=tmp_path / ".env")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, *EXCERPTS)])
+def test_an_excerpt_is_what_the_code_says(page: str) -> None:
+    code = [path.read_text() for path in (ROOT / "service").rglob("*.py")]
+    for block in blocks(page, *EXCERPTS):
+        assert any(indent(block.text, "    ") in text for text in code), block.place
 
 
 @pytest.mark.parametrize("page", PAGES)
