@@ -21,7 +21,7 @@ from service.app import create_app
 from service.db import embedded
 from service.db.address import Address, parse_address
 from service.db.coalescer import Coalescer
-from service.db.migrations import Blocked, migrate
+from service.db.migrations import Blocked, connect, migrate
 from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
 from service.queries.purge import Purged, purge
@@ -34,6 +34,7 @@ TRASH_DAYS = 30  # what DELETE says of the trash
 MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
 DEMO_USER = "demo"
 PASSWORDLESS = "\nDATABASE_URL has no password; PGPASSWORD and ~/.pgpass are not read"
+PROBE_SECONDS = 3
 PSQL_LOST = 2  # psql's exit status when the connection failed or went away
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (not to listen there, but to know when somebody does)
 PSQL_HELP = """usage: python -m service psql [ARGUMENT ...]
@@ -112,10 +113,20 @@ def run_psql(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     with _database(settings) as address:
         psql = Psql(embedded.PSQL, (), False) if settings.database_url is None else best_psql(address, embedded.PSQL)
         # the password goes through the environment: a command line is there for every user of the machine to read
-        status = subprocess.call([psql.path, *arguments.arguments], env=os.environ | address.for_psql())  # noqa: S603
+        variables = _in_schema(address).for_psql()
+        status = subprocess.call([psql.path, *arguments.arguments], env=os.environ | variables)  # noqa: S603
     if status == PSQL_LOST and address.may_need_tls and not psql.has_tls:
         print(f"{psql.path} has no TLS. If that is what the server misses, {INSTALL}", file=sys.stderr)
     return status
+
+
+def _in_schema(address: Address) -> Address:
+    """Returns the address with the service's schema in the search path, unless a pooler is in between and refuses."""
+    try:
+        connect(address.in_schema(), connect_timeout=PROBE_SECONDS).close()
+    except psycopg.Error:
+        return address  # whatever else is wrong, psql says it
+    return address.in_schema()
 
 
 async def _purge(settings: DatabaseSettings, address: Address, days: int) -> Purged:

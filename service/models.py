@@ -70,7 +70,7 @@ NOT_SENT: Any = None  # the default of a field that may be absent and is never n
 
 # A field that only the server writes: a client may send a whole task back, and it is ignored.
 READ_ONLY = {"readOnly": True}
-Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY)]
+Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY, exclude=True)]
 
 
 def _without_ignored(schema: dict[str, Any]) -> None:
@@ -141,11 +141,6 @@ class TaskCreate(TaskBody):
     title: Title
     description: Description | None = None
     priority: Priority = Field(default="medium", description="`medium` when it is not sent")
-
-    @property
-    def initial_status(self) -> Status:
-        """The status, whichever of `status` and `is_completed` was sent."""
-        return self.status or ("completed" if self.is_completed else "pending")
 
 
 class TaskUpdate(TaskBody):
@@ -301,5 +296,8 @@ class BatchResult(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    committed: bool = Field(description="whether what succeeded is kept")
+    committed: bool = Field(description="whether anything is kept")
+    version: int | None = Field(
+        ge=1, lt=2**53, description="the number of all that the batch has changed; null when it has changed nothing"
+    )
     results: list[BatchResultItem]

@@ -9,7 +9,7 @@ import os
 import pwd
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from stat import S_IRWXG, S_IRWXO, S_IWGRP, S_IXGRP
@@ -137,6 +137,11 @@ class Address:
         The few options without one, all about when a dead connection is given up, are left out.
         """
         return {VARIABLES[name]: value for name, value in self.for_libpq().items() if VARIABLES.get(name)}
+
+    def in_schema(self) -> "Address":
+        """Returns the same address, with the service's schema at the beginning of the search path."""
+        options = f'-c search_path=tasks,"$user",public {self.options.get("options", "")}'.strip()
+        return replace(self, options=self.options | {"options": options})
 
     def tls(self) -> ssl.SSLContext | None:
         """Returns what sslmode and its files mean, as libpq understands them; None without TLS.

@@ -67,25 +67,13 @@ waited: ContextVar[list[float]] = ContextVar("waited")
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """One file of `sql/`: its name, its text, and whether it locks and writes. It returns exactly one row.
+    """One statement, and whether it locks and writes. It returns exactly one row.
 
-    The first argument of one that writes is the user; its last, which is added here, how long to wait for a lock.
+    The first argument of one that writes is the user; the second, which is added here, is the lock timeout.
     """
 
-    name: str
     sql: str
     writes: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Transaction(Statement):
-    """A statement that is run several times in a transaction of its own, which begins with the statement `lock`.
-
-    Its arguments are the user, the executions, and a function that says of their rows whether anything is kept. What it
-    returns are these rows.
-    """
-
-    lock: str
 
 
 @dataclass(slots=True, eq=False)
@@ -193,8 +181,7 @@ class _Side:
         lane = self.lanes[number]
         queue = lane.first()
         statement = queue[0].calls[0].statement
-        is_shared = number == SHARED and not isinstance(statement, Transaction)
-        room = min(LARGEST, max(FULL, len(queue) // ALIKE)) if is_shared else 1
+        room = min(LARGEST, max(FULL, len(queue) // ALIKE)) if number == SHARED else 1
         now, budget = time.monotonic(), TOGETHER
         calls: list[_Call] = []
         lines: list[_Line] = []
@@ -353,11 +340,7 @@ class Coalescer:
                 return await self._pool.run(sql, executions)
         calls.sort(key=lambda call: call.arguments[0])  # one order of locks for all
         lock_timeout = f"{max(1, int(1000 * trip.longest()))}ms"
-        if isinstance(trip.statement, Transaction):
-            user_id, executions, is_kept = calls[0].arguments
-            lock = trip.statement.lock, (user_id, lock_timeout)
-            return [await self._pool.transact(*lock, sql, executions, is_kept)]
-        return await self._pool.run(sql, [(*call.arguments, lock_timeout) for call in calls])
+        return await self._pool.run(sql, [(call.arguments[0], lock_timeout, *call.arguments[1:]) for call in calls])
 
     def _sort_out(self, trip: _Trip, error: asyncpg.PostgresError) -> None:
         """Nothing has happened. Lets calls that travelled together go on alone; tells the one that is to blame."""

@@ -1,4 +1,4 @@
-"""The migrations: which there are, and how they are applied."""
+"""The schema: the migrations, and the functions that write; which there are, and how they come into the database."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from service.db.address import Address
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parents[2] / "migrations"
+SQL = Path(__file__).parents[2] / "sql"
 
 # Any number will do, as long as no other program uses it on the same database.
 LOCK = 7_305_809_230_147_001
@@ -56,10 +58,20 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
         """Returns a connection as yoyo wants it."""
         return connect(address, autocommit=True)
 
+    def init_database(self) -> None:
+        """Makes the schema `tasks`, and in it what yoyo needs."""
+        with self.transaction():
+            self.cursor().execute((SQL / "schema" / "prepare.sql").read_text())
+        super().init_database()
+
     def begin(self) -> None:
-        """Begins a transaction. The limit is its own: a pooler may give the next one another session."""
+        """Begins a transaction, with its own settings: a pooler may give the next one another session."""
         super().begin()
         self.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
+        self.execute(
+            "select set_config('search_path', concat_ws(', ', 'tasks', nullif(path, '')), true) from"
+            " (select current_setting('search_path') as path where to_regnamespace('tasks') is not null) found"
+        )
 
     def execute(self, sql: str, params: Any = None) -> Any:
         """Runs the statement, always in a transaction, for the sake of its limit."""
@@ -99,6 +111,16 @@ def known_migrations() -> frozenset[str]:
     return frozenset(migration.id for migration in yoyo.read_migrations(str(FOLDER)))
 
 
+@cache
+def known_functions() -> str:
+    """Returns the hash of the functions in `sql/functions/`."""
+    return sha256(_functions()).hexdigest()
+
+
+def _functions() -> bytes:
+    return b"\n".join(path.read_bytes() for path in sorted((SQL / "functions").glob("*.sql")))
+
+
 def connect(address: Address, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
     """Returns a connection of psycopg's. Raises psycopg.Error."""
     if address.options.get("sslrootcert") == "system":
@@ -120,7 +142,8 @@ def backend(address: Address) -> Iterator[Any]:
 
 
 def migrate(address: Address) -> list[str]:
-    """Applies what is not applied yet; returns the names. Two at once are safe.
+    """Applies what is not applied yet, and installs the functions when they are others; returns the names of the
+    migrations, and `functions`. Two at once are safe.
 
     Raises psycopg.Error, and Blocked when it had to wait too long and too often for somebody's lock.
     """
@@ -134,6 +157,8 @@ def migrate(address: Address) -> list[str]:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 _apply(address, applied)
+                if _install_functions(address):
+                    applied.append("functions")
                 return applied
             except (psycopg.errors.LockNotAvailable, exceptions.LockTimeout):
                 blocked = f"a lock on a table is held by {_holders(guard)}"
@@ -155,6 +180,25 @@ def _apply(address: Address, applied: list[str]) -> None:
             for migration in pending:
                 database.apply_one(migration)
                 applied.append(migration.id)
+
+
+def _install_functions(address: Address) -> bool:
+    """Creates or replaces the functions, in one transaction, unless the latest that were installed are these.
+
+    Those with another signature stay: an earlier version of the service, which still runs, may call them.
+    """
+    with connect(address) as connection:
+        latest = connection.execute("select hash from tasks.installed_functions order by installed_at desc limit 1")
+        if latest.fetchone() == (known_functions(),):
+            return False
+        connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
+        connection.execute(_functions())
+        connection.execute(
+            "insert into tasks.installed_functions values (%s)"
+            " on conflict (hash) do update set installed_at = clock_timestamp()",
+            (known_functions(),),
+        )
+    return True
 
 
 def _holders(guard: psycopg.Connection[tuple[Any, ...]]) -> str:

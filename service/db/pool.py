@@ -9,7 +9,7 @@ import logging
 import math
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -48,7 +48,12 @@ OUTAGE = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-BEHIND_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
+BEHIND_SCHEMA = (
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+)
 POOLER = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 
 
@@ -57,7 +62,7 @@ class Unavailable(Exception):
 
 
 class SchemaBehind(Unavailable):
-    """The database answers, and lacks a table or a column: it wants `python -m service migrate`."""
+    """The database answers, and lacks a table, a column or a function: it wants `python -m service migrate`."""
 
 
 class RightMissing(Unavailable):
@@ -108,36 +113,6 @@ class Pool:
         connection = await self._acquire()
         try:
             rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
-        except BaseException as error:
-            raise self._given_back(connection, error) from None
-        self._put_back(connection)
-        return rows
-
-    async def transact(
-        self,
-        lock: str,
-        lock_arguments: Sequence[Any],
-        sql: str,
-        executions: Sequence[Sequence[Any]],
-        is_kept: Callable[[Sequence[Any]], bool],
-    ) -> Sequence[Any]:
-        """Runs the lock and then the executions in a transaction: four round trips, however many there are.
-
-        Returns the rows, one an execution. They are rolled back unless is_kept says of them that they stay. Raises
-        what run() does.
-        """
-        connection = await self._acquire()
-        try:
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                await connection.fetch(lock, *lock_arguments)
-                rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
-            except asyncpg.PostgresError as error:
-                if not isinstance(error, LOST):
-                    await transaction.rollback()
-                raise
-            await (transaction.commit() if is_kept(rows) else transaction.rollback())
         except BaseException as error:
             raise self._given_back(connection, error) from None
         self._put_back(connection)

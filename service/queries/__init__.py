@@ -11,16 +11,14 @@ from service.db.coalescer import Statement
 FOLDER = Path(__file__).parents[2] / "sql"
 
 
-def text(path: str) -> str:
-    """Returns the statement in this file of `sql/`, comment included: PostgreSQL's views and logs show its name."""
-    return (FOLDER / f"{path}.sql").read_text()
-
-
 def read(path: str) -> Statement:
-    """Returns the statement in this file, which only reads."""
-    return Statement(Path(path).name, text(path), writes=False)
+    """Returns the statement in this file of `sql/`, which only reads.
+
+    Its comment is sent along: PostgreSQL's views and logs show the file's name.
+    """
+    return Statement((FOLDER / f"{path}.sql").read_text(), writes=False)
 
 
-def write(path: str) -> Statement:
-    """Returns the statement in this file, which locks and writes."""
-    return Statement(Path(path).name, text(path), writes=True)
+def call(sql: str) -> Statement:
+    """Returns the statement, which calls a function of `sql/functions/` that writes."""
+    return Statement(sql, writes=True)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from service.db.coalescer import Coalescer, waited
-from service.queries import read, write
+from service.queries import call, read
 
 KEY_OLDEST = read("keys/key_oldest")
-KEY_PURGE = write("keys/key_purge")
-TASK_PURGE = write("tasks/task_purge")
+PURGE_KEYS = call("select tasks.purge_keys($1, $2, $3, $4)")
+PURGE_TASKS = call("select tasks.purge_tasks($1, $2, $3, $4)")
 TRASH_OLDEST = read("tasks/trash_oldest")
 
 Value = TypeVar("Value")
@@ -65,9 +65,8 @@ async def oldest_trash(db: Coalescer, before: datetime, limit: int) -> dict[str,
 
 async def purge_tasks(db: Coalescer, user_id: str, tasks: list[UUID], before: datetime) -> int:
     """Erases those of the user's tasks that went to the trash before that moment; returns how many."""
-    row = await db.fetch(TASK_PURGE, user_id, tasks, before)
-    erased: int = row["erased"]
-    return erased
+    (erased,) = await db.fetch(PURGE_TASKS, user_id, tasks, before)
+    return int(erased)
 
 
 async def oldest_keys(db: Coalescer, before: datetime, limit: int) -> dict[str, list[str]]:
@@ -78,9 +77,8 @@ async def oldest_keys(db: Coalescer, before: datetime, limit: int) -> dict[str, 
 
 async def purge_keys(db: Coalescer, user_id: str, keys: list[str], before: datetime) -> int:
     """Erases those of the user's keys that are from before that moment; returns how many."""
-    row = await db.fetch(KEY_PURGE, user_id, keys, before)
-    erased: int = row["erased"]
-    return erased
+    (erased,) = await db.fetch(PURGE_KEYS, user_id, keys, before)
+    return int(erased)
 
 
 def _by_user(users: list[str], values: list[Value]) -> dict[str, list[Value]]:

@@ -6,7 +6,10 @@ from service.queries import read
 SCHEMA_APPLIED = read("schema/schema_applied")
 
 
-async def applied_migrations(db: Coalescer) -> set[str]:
-    """Returns the names of the migrations that the database has. Raises database.SchemaBehind when it never had one."""
-    row = await db.fetch(SCHEMA_APPLIED)
-    return set(row["migrations"])
+async def applied(db: Coalescer) -> tuple[set[str], set[str]]:
+    """Returns the names of the migrations that the database has, and the hashes of the functions that it was given.
+
+    Raises db.pool.SchemaBehind when it never had any.
+    """
+    migrations, functions = await db.fetch(SCHEMA_APPLIED)
+    return set(migrations), set(functions)

@@ -7,11 +7,16 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-import asyncpg
+from service.db.coalescer import Coalescer
+from service.models import Body, TaskCreate, TaskUpdate
+from service.queries import call, read
 
-from service.db.coalescer import Coalescer, Transaction
-from service.models import TaskCreate, TaskUpdate
-from service.queries import read, text, write
+TASK_FIND = read("tasks/task_find")
+TASK_LIST = read("tasks/task_list")
+TASK_SEARCH = read("tasks/task_search")
+INSERT_TASK = call("select * from tasks.insert_task($1, $2, $3, $4, $5, $6)")
+CHANGE_TASK = call("select * from tasks.change_task($1, $2, $3, $4, $5, $6)")
+RUN_BATCH = call("select * from tasks.run_batch($1, $2, $3, $4, $5)")
 
 PageKey = tuple[int, str, str]  # the rank, name and id by which a task has its place in a list
 DEFAULT_SORT = "-created_at"
@@ -48,33 +53,12 @@ class KeyTaken(Exception):
     """The user has sent another request with this key before."""
 
 
-ANSWER_FIND = read("tasks/answer_find")
-TASK_DELETE = write("tasks/task_delete")
-TASK_FIND = read("tasks/task_find")
-TASK_INSERT = write("tasks/task_insert")
-TASK_INSERT_ONCE = write("tasks/task_insert_once")
-TASK_LIST = read("tasks/task_list")
-TASK_OPERATE = Transaction("task_operate", text("tasks/task_operate"), writes=True, lock=text("tasks/account_lock"))
-TASK_RESTORE = write("tasks/task_restore")
-TASK_SEARCH = read("tasks/task_search")
-TASK_TOGGLE = write("tasks/task_toggle")
-TASK_UPDATE = write("tasks/task_update")
-
-
 class Written(NamedTuple):
-    """What has become of a task that was to be changed."""
+    """What became of a write, in the words of `sql/functions/`: `created`, `changed`, `not_found` and so on."""
 
-    version: int | None  # as it is now; None when the user has no such task
-    task: bytes | None  # None, too, when the version is not one that the caller named: nothing was written then
-
-
-class Created(NamedTuple):
-    """A new task, or the one that the first request with the same key has made."""
-
-    id: str
-    version: int
-    task: bytes
-    is_replayed: bool
+    outcome: str
+    version: int | None  # of the task as it is now; None where there is none
+    task: bytes | None  # None when nothing was to be written
 
 
 class Page(NamedTuple):
@@ -132,43 +116,18 @@ async def find_task(
     return row["version"], row["task"]
 
 
-async def insert_task(db: Coalescer, user_id: str, task: TaskCreate) -> Created:
-    """Returns the new task. Raises TaskExists."""
-    try:
-        row = await db.fetch(
-            TASK_INSERT, user_id, task.id, task.title, task.description, task.initial_status, task.priority
-        )
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name != "task_pkey":
-            raise
-        raise TaskExists from None
-    return Created(task.id, row["version"], row["task"], is_replayed=False)
+async def insert_task(db: Coalescer, user_id: str, task: TaskCreate, key: str | None = None) -> Written:
+    """Creates a task: `created`, or `exists` when the id is taken.
 
-
-async def insert_task_once(db: Coalescer, user_id: str, task: TaskCreate, key: str) -> Created:
-    """Returns the new task, or the answer that the same request got under this key before.
-
-    Raises KeyTaken when it was another request, and TaskExists.
+    With a key also `replayed`, with the answer that the same request got before, or `key_used` by another request.
     """
-    request_hash = _hash(task)
-    fields = task.id, task.title, task.description, task.initial_status, task.priority
-    while True:
-        try:
-            row = await db.fetch(TASK_INSERT_ONCE, user_id, *fields, key, request_hash)
-            return Created(task.id, row["version"], row["task"], is_replayed=False)
-        except asyncpg.UniqueViolationError as error:
-            constraint = error.constraint_name
-            if constraint not in ("task_pkey", "idempotency_pkey"):
-                raise
-        # A statement of its own sees what the one that was in the way has committed.
-        found = await db.fetch(ANSWER_FIND, user_id, key)
-        if found["request_hash"] == request_hash:
-            return Created(found["id"], found["version"], found["task"], is_replayed=True)
-        if found["request_hash"] is not None:
-            raise KeyTaken
-        if constraint == "task_pkey":
-            raise TaskExists
-        # the purge has erased the key between the two statements: it is free again
+    request_hash = key and _hash(task)
+    return Written(*await db.fetch(INSERT_TASK, user_id, task.id, _sent(task), key, request_hash))
+
+
+def _sent(body: Body) -> str:
+    """Returns as JSON the fields that were sent; those that only the server writes are not among them."""
+    return body.model_dump_json(exclude_unset=True, exclude={"id"})
 
 
 def _hash(task: TaskCreate) -> bytes:
@@ -180,89 +139,54 @@ def _hash(task: TaskCreate) -> bytes:
 async def update_task(
     db: Coalescer, user_id: str, task_id: str, change: TaskUpdate, if_match: list[str] | None = None
 ) -> Written:
-    """Changes the fields of the live task that were sent, if it has one of these versions."""
-    row = await db.fetch(
-        TASK_UPDATE,
-        user_id,
-        task_id,
-        change.title,
-        "description" in change.model_fields_set,
-        change.description,
-        change.status,
-        change.priority,
-        change.is_completed,
-        if_match,
-    )
-    return Written(row["version"], row["task"])
+    """Changes the fields of the live task that were sent: `changed`, `unchanged`, `not_found` or `other_version`."""
+    return Written(*await db.fetch(CHANGE_TASK, user_id, "update", task_id, _sent(change), if_match))
 
 
 async def toggle_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
-    """Completes the live task if it was not, else makes it pending, if it has one of these versions."""
-    row = await db.fetch(TASK_TOGGLE, user_id, task_id, if_match)
-    return Written(row["version"], row["task"])
+    """Completes the live task if it was not, else makes it pending: `changed`, `not_found` or `other_version`."""
+    return Written(*await db.fetch(CHANGE_TASK, user_id, "toggle", task_id, None, if_match))
 
 
-async def delete_task(
-    db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None
-) -> tuple[int | None, bool]:
-    """Moves the live task to the trash, if it has one of these versions.
-
-    Returns its version, None when the user has no such task; and whether it went.
-    """
-    row = await db.fetch(TASK_DELETE, user_id, task_id, if_match)
-    return row["version"], row["deleted"]
+async def delete_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
+    """Moves the live task to the trash: `changed`, `not_found` or `other_version`."""
+    return Written(*await db.fetch(CHANGE_TASK, user_id, "delete", task_id, None, if_match))
 
 
 async def restore_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
-    """Takes the task out of the trash, if it has one of these versions; its version is None when it is not there."""
-    row = await db.fetch(TASK_RESTORE, user_id, task_id, if_match)
-    return Written(row["version"], row["task"])
+    """Takes the task out of the trash: `changed`, `not_found` (there) or `other_version`."""
+    return Written(*await db.fetch(CHANGE_TASK, user_id, "restore", task_id, None, if_match))
 
 
-class Change(NamedTuple):
-    """One operation of a batch: create, update, complete, delete or restore."""
+class Operation(NamedTuple):
+    """One operation of a batch: create, update, toggle, delete or restore."""
 
     op: str
     id: str
     if_version: int | None = None
     task: TaskCreate | TaskUpdate | None = None
 
-
-class Outcome(NamedTuple):
-    """What became of an operation of a batch."""
-
-    status: int
-    task: bytes | None = None
-    detail: Any = None
+    def json(self) -> str:
+        """Returns it as run_batch takes it."""
+        task = "null" if self.task is None else _sent(self.task)
+        return f'{{"op":"{self.op}","id":"{self.id}","if_version":{self.if_version or "null"},"task":{task}}}'
 
 
-async def operate(
-    db: Coalescer, user_id: str, changes: Sequence[Change | Outcome], *, atomic: bool, dry_run: bool
-) -> list[Outcome]:
-    """Makes the changes, in their order and in one transaction, each of which sees the earlier ones.
+class Ran(NamedTuple):
+    """What became of a batch."""
 
-    What has failed already is passed on. Nothing is kept of a dry run, nor when it is atomic and one of them fails.
+    version: int | None  # of all that it has changed; None when nothing was, or nothing is kept
+    outcomes: list[str]
+    tasks: list[bytes | None]
+
+
+async def run_batch(
+    db: Coalescer, user_id: str, operations: Sequence[Operation], *, atomic: bool, dry_run: bool
+) -> Ran:
+    """Does all of it as one change, in its order; each operation sees the earlier ones.
+
+    Nothing is kept of a dry run, nor when it is atomic and one of them fails.
     """
-    failed = [change for change in changes if isinstance(change, Outcome)]
-    executions = [_execution(user_id, change) for change in changes if isinstance(change, Change)]
-
-    def is_kept(rows: Sequence[asyncpg.Record]) -> bool:
-        statuses: list[int] = [row["status"] for row in rows]
-        if dry_run or (atomic and (failed or max(statuses) >= 400)):
-            return False
-        return min(statuses) < 400  # else a new user's account would stay behind
-
-    rows = iter(await db.fetch(TASK_OPERATE, user_id, executions, is_kept) if executions else ())
-    return [change if isinstance(change, Outcome) else Outcome(*next(rows)) for change in changes]
-
-
-def _execution(user_id: str, change: Change) -> tuple[Any, ...]:
-    task = change.task
-    if task is None:
-        fields: tuple[Any, ...] = (None, False, None, None, None, None)
-    elif isinstance(task, TaskCreate):
-        fields = (task.title, True, task.description, task.initial_status, task.priority, None)
-    else:
-        is_described = "description" in task.model_fields_set
-        fields = (task.title, is_described, task.description, task.status, task.priority, task.is_completed)
-    return (user_id, change.op, change.id, change.if_version, *fields)
+    text = f"[{','.join(operation.json() for operation in operations)}]"
+    version, outcomes, tasks = await db.fetch(RUN_BATCH, user_id, text, atomic, dry_run)
+    return Ran(version, outcomes or [], tasks or [])

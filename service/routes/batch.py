@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,34 +20,51 @@ from service.models import (
     TaskCreate,
     TaskUpdate,
 )
-from service.queries.tasks import Change, Outcome, operate
+from service.queries import tasks
+from service.queries.tasks import Operation
 from service.web.errors import MOST_ENTRIES, Invalid, Wrong, shown
 from service.web.request import read_batch, refuse_query, validated
-from service.web.responses import DETAILS, JsonResponse
+from service.web.responses import FAILED, JsonResponse
 from service.web.route import Resource, describe
 
+STATUSES = {"created": 201, "changed": 200, "unchanged": 200}
 BATCH_ENTRIES = 200  # of all its operations' tasks together; beyond them each operation tells one
-TAKEN_BACK = Outcome(424, detail="Another operation failed")
+
+
+class _Result(NamedTuple):
+    """What an operation answers."""
+
+    status: int
+    task: bytes | None = None
+    detail: str | list[Invalid] | None = None
+
+
+TAKEN_BACK = _Result(424, detail="Another operation failed")
 
 
 @describe(200, "The results, in the order of the operations", body=Batch, errors=(409,), answer=BatchResult)
 async def run_batch(request: Request) -> Response:
     """Make many changes as one.
 
-    Each operation sees what the earlier ones did. Unless `atomic` is false, one failure takes all of them back: that is
-    a 409 with the same body, where `status` says which failed, and 424 which did not. With `dry_run` nothing is kept,
-    and the answer is always a 200. The body may have 1 MiB.
+    Each operation sees what the earlier ones did, and all that is changed gets the one number `version`. Unless
+    `atomic` is false, one failure takes all of them back: that is a 409 with the same body, where `status` says which
+    failed, and 424 which did not. With `dry_run` nothing is kept, and the answer is always a 200. The body may have
+    1 MiB.
     """
     user_id = await authenticate(request)
     refuse_query(request)
     batch = validated(await read_batch(request), Batch)
     changes = _changes(_operations(batch))
-    outcomes = await operate(request.app.state.db, user_id, changes, atomic=batch.atomic, dry_run=batch.dry_run)
-    failed = batch.atomic and any(outcome.status >= 400 for outcome in outcomes)
+    operations = [change for change in changes if isinstance(change, Operation)]
+    dry_run = batch.dry_run or (batch.atomic and len(operations) < len(changes))  # what fails is told, nothing is kept
+    ran = await tasks.run_batch(request.app.state.db, user_id, operations, atomic=batch.atomic, dry_run=dry_run)
+    done = iter(zip(operations, ran.outcomes, ran.tasks, strict=True))
+    results = [_Result(422, detail=change) if isinstance(change, list) else _result(*next(done)) for change in changes]
+    failed = batch.atomic and any(result.status >= 400 for result in results)
     if failed:
-        outcomes = [outcome if outcome.status >= 400 else TAKEN_BACK for outcome in outcomes]
-    body = _body(outcomes, committed=not failed and not batch.dry_run)
-    return JsonResponse(body, 409 if failed and not batch.dry_run else 200)
+        results = [result if result.status >= 400 else TAKEN_BACK for result in results]
+    is_kept = not batch.dry_run and any(result.status < 400 for result in results)
+    return JsonResponse(_body(results, ran.version, is_kept=is_kept), 409 if failed and not batch.dry_run else 200)
 
 
 def _operations(batch: Batch) -> list[BatchOperation]:
@@ -78,55 +95,63 @@ def _operation(value: Any, place: list[str | int], most: int) -> BatchOperation:
     raise Wrong([entry], 1, most)
 
 
-def _changes(operations: Sequence[BatchOperation]) -> list[Change | Outcome]:
-    """Returns what each operation does, or its failure when its task is not as it should be."""
-    found: list[Change | Outcome] = []
+def _changes(operations: Sequence[BatchOperation]) -> list[Operation | list[Invalid]]:
+    """Returns what each operation does, or what is wrong with its task."""
+    found: list[Operation | list[Invalid]] = []
     left = BATCH_ENTRIES
     for operation in operations:
         try:
             found.append(_change(operation, min(MOST_ENTRIES, max(1, left))))
         except Wrong as wrong:
             left -= len(wrong.told)
-            found.append(Outcome(422, detail=wrong.detail))
+            found.append(wrong.entries)
     return found
 
 
-def _change(operation: BatchOperation, most: int) -> Change:
+def _change(operation: BatchOperation, most: int) -> Operation:
     match operation:
         case BatchCreate():
             return _create(operation, validated(operation.task, TaskCreate, most=most))
         case BatchUpdate():
             task = validated(operation.task, TaskUpdate, most=most)
-            return Change("update", operation.id, operation.if_version, task)
+            return Operation("update", operation.id, operation.if_version, task)
         case BatchComplete() if "task" in operation.model_fields_set:
             wanted = validated(operation.task, TaskComplete, most=most)
             task = TaskUpdate(is_completed=wanted.is_completed)
-            return Change("complete", operation.id, operation.if_version, task)
+            return Operation("update", operation.id, operation.if_version, task)
+        case BatchComplete():
+            return Operation("toggle", operation.id, operation.if_version)
         case _:
-            return Change(operation.op, operation.id, operation.if_version)
+            return Operation(operation.op, operation.id, operation.if_version)
 
 
-def _create(operation: BatchCreate, task: TaskCreate) -> Change:
+def _create(operation: BatchCreate, task: TaskCreate) -> Operation:
     task_id = operation.id or task.id
     if "id" in task.model_fields_set and task.id != task_id:
         message = f"The operation has another id, not {shown(task.id)}"
         raise Wrong([Invalid(loc=["body", "id"], msg=message, type="contradiction")], 1)
-    return Change("create", task_id, None, task)
+    return Operation("create", task_id, None, task)
 
 
-def _body(outcomes: Sequence[Outcome], *, committed: bool) -> bytes:
+def _result(operation: Operation, outcome: str, task: bytes | None) -> _Result:
+    """Returns what the single request would have answered."""
+    if outcome in FAILED:
+        status, detail = FAILED[outcome]
+        return _Result(status, detail=detail)
+    return _Result(204) if operation.op == "delete" else _Result(STATUSES[outcome], task)
+
+
+def _body(results: Sequence[_Result], version: int | None, *, is_kept: bool) -> bytes:
     """Puts the answer together around the tasks, which are PostgreSQL's bytes."""
-    results = b",".join(_result(outcome) for outcome in outcomes)
-    return b'{"committed":%s,"results":[%s]}' % (b"true" if committed else b"false", results)
+    head = json.dumps({"committed": is_kept, "version": version}).encode()
+    return b'%s, "results": [%s]}' % (head.removesuffix(b"}"), b",".join(map(_json, results)))
 
 
-def _result(outcome: Outcome) -> bytes:
-    if outcome.task is not None:
-        return b'{"status":%d,"task":%s}' % (outcome.status, outcome.task)
-    result: dict[str, Any] = {"status": outcome.status}
-    if detail := outcome.detail or DETAILS.get(outcome.status):
-        result["detail"] = detail
-    return json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace")
+def _json(result: _Result) -> bytes:
+    if result.task is not None:
+        return b'{"status":%d,"task":%s}' % (result.status, result.task)
+    answer: dict[str, Any] = {"status": result.status} | ({"detail": result.detail} if result.detail else {})
+    return json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 routes = [Resource("/api/{user_id}/batch", POST=run_batch)]

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.db.coalescer import Coalescer, waited
-from service.db.migrations import known_migrations
+from service.db.migrations import known_functions, known_migrations
 from service.db.pool import RightMissing, SchemaBehind, Unavailable
-from service.queries.schema import applied_migrations
+from service.queries.schema import applied
 from service.web.errors import unavailable
 from service.web.request import refuse_query
 from service.web.responses import JsonResponse
@@ -49,14 +49,17 @@ async def report(db: Coalescer) -> None:
 async def _database_problem(db: Coalescer) -> str | None:
     """Returns why the database is of no use as it is, None when a query answers and the schema is current."""
     try:
-        missing = known_migrations() - await applied_migrations(db)
+        migrations, functions = await applied(db)
     except SchemaBehind:
-        missing = known_migrations()
+        migrations, functions = set(), set()
     except RightMissing as error:
         return f"database: {error}"
     except Unavailable:
         return "database: it does not answer"
-    return f"schema: {', '.join(sorted(missing))} not applied; run `python -m service migrate`" if missing else None
+    missing = sorted(known_migrations() - migrations)
+    if known_functions() not in functions:  # there may be later ones as well, which serve this version, too
+        missing.append("functions")
+    return f"schema: {', '.join(missing)} not applied; run `python -m service migrate`" if missing else None
 
 
 routes = [Resource("/healthz", GET=healthz), Resource("/readyz", GET=readyz)]

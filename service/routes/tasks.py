@@ -8,7 +8,7 @@ from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.queries import tasks
 from service.web.preconditions import idempotency_key, if_match, if_none_match
 from service.web.request import path_uuid, read_body, read_optional_body, refuse_query
-from service.web.responses import created_response, next_link, not_written, read_response, task_response
+from service.web.responses import created_response, next_link, no_content, not_found, read_response, task_response
 from service.web.route import Resource, describe
 from service.web.search import PARAMETERS, next_query, read_search
 
@@ -51,11 +51,8 @@ async def create_task(request: Request) -> Response:
     refuse_query(request)
     key = idempotency_key(request)
     task = await read_body(request, TaskCreate)
-    if key is None:
-        created = await tasks.insert_task(request.app.state.db, user_id, task)
-    else:
-        created = await tasks.insert_task_once(request.app.state.db, user_id, task, key)
-    return created_response(request, created)
+    created = await tasks.insert_task(request.app.state.db, user_id, task, key)
+    return created_response(request, created, task.id)
 
 
 @describe(200, "The task", errors=(404,), conditional=True)
@@ -66,7 +63,7 @@ async def find_task(request: Request) -> Response:
     refuse_query(request)
     version, task = await tasks.find_task(request.app.state.db, user_id, task_id, if_none_match(request))
     if version is None:
-        raise not_written(version)
+        raise not_found()
     return read_response(task, f'"{version}"')
 
 
@@ -84,7 +81,7 @@ async def update_task(request: Request) -> Response:
     return task_response(await tasks.update_task(request.app.state.db, user_id, task_id, change, versions))
 
 
-@describe(204, "The task is in the trash", errors=(404,), takes_versions=True)
+@describe(204, "The task is in the trash", errors=(404,), headers=("ETag",), takes_versions=True)
 async def delete_task(request: Request) -> Response:
     """Move a task to the trash.
 
@@ -93,10 +90,7 @@ async def delete_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    version, deleted = await tasks.delete_task(request.app.state.db, user_id, task_id, if_match(request))
-    if not deleted:
-        raise not_written(version)
-    return Response(status_code=204)
+    return no_content(await tasks.delete_task(request.app.state.db, user_id, task_id, if_match(request)))
 
 
 @describe(200, "The task, live again", errors=(404,), headers=("ETag",), takes_versions=True)

@@ -22,12 +22,11 @@ from starlette.types import Lifespan, Message, Receive, Scope, Send
 
 from service.db.coalescer import waited
 from service.db.pool import Unavailable
-from service.queries.tasks import KeyTaken, TaskExists
 from service.settings import Settings
 from service.web import log
-from service.web.errors import Problem, invalid, shown, unavailable
+from service.web.errors import Problem, shown, unavailable
 from service.web.forwarded import FORWARDED, Proxies, use_forwarded
-from service.web.responses import DETAILS, error_response
+from service.web.responses import error_response
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +130,6 @@ class Service(Starlette):
         match error:
             case Problem():
                 return error
-            case TaskExists():
-                return Problem(409, DETAILS[409])
-            case KeyTaken():
-                message = "Another request was sent with this key before: a new request needs a new key"
-                return invalid(["header", "Idempotency-Key"], message, "idempotency_key")
             case Unavailable():
                 logger.warning("503: %s", error)
                 return unavailable("Service unavailable")

@@ -52,6 +52,7 @@ class Wrong(Problem):
         if count > len(detail):
             place = self.told[0]["loc"][0] if self.told else "body"
             detail = [*detail, Invalid(loc=[place], msg=f"and {count - len(detail)} more", type="more")]
+        self.entries = detail
         super().__init__(422, detail)
 
 

@@ -8,11 +8,15 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.queries.tasks import Created, Written
-from service.web.errors import Problem
+from service.queries.tasks import Written
+from service.web.errors import Problem, invalid
 
-# What is told of a task that is not there, is there already, or has another version, in a batch too
-DETAILS = {404: "Task not found", 409: "Task already exists", 412: "Task has changed"}
+# What a write that did not happen is answered, in a batch too: by the outcome, status and detail
+FAILED = {
+    "not_found": (404, "Task not found"),
+    "exists": (409, "Task already exists"),
+    "other_version": (412, "Task has changed"),
+}
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -43,24 +47,43 @@ def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO
 
 def task_response(written: Written) -> Response:
     """Returns the answer with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
-    if written.task is None:
-        raise not_written(written.version)
-    return JsonResponse(written.task, 200, {"ETag": f'"{written.version}"'})
+    headers = _etag(written)
+    return JsonResponse(written.task or b"", 200, headers)
 
 
-def created_response(request: Request, created: Created) -> Response:
-    """Returns the answer with this new task, or with the one that the first request with the same key has made."""
-    headers = {"Location": f"{list_path(request)}/{created.id}", "ETag": f'"{created.version}"'}
-    if created.is_replayed:
+def no_content(written: Written) -> Response:
+    """Returns the answer without a body; raises Problem: a 404 when there is no task, a 412 when it has changed."""
+    return Response(status_code=204, headers=_etag(written))
+
+
+def created_response(request: Request, written: Written, task_id: str) -> Response:
+    """Returns the answer with this new task, or with the one that the first request with the same key has made.
+
+    Raises Problem: a 409 when the id is taken, a 422 when the key is.
+    """
+    if written.outcome == "key_used":
+        message = "Another request was sent with this key before: a new request needs a new key"
+        raise invalid(["header", "Idempotency-Key"], message, "idempotency_key")
+    headers = _etag(written)
+    task = written.task or b""
+    if written.outcome == "replayed":
         headers["Idempotent-Replayed"] = "true"
-    return JsonResponse(created.task, 201, headers)
+        task_id = json.loads(task)["id"]  # which the server has made, perhaps
+    headers["Location"] = f"{list_path(request)}/{task_id}"
+    return JsonResponse(task, 201, headers)
 
 
-def not_written(version: int | None) -> Problem:
-    """Returns the 412 for a task that has this version and should have another, or the 404 when it has none."""
-    if version is None:
-        return Problem(404, DETAILS[404])
-    return Problem(412, DETAILS[412], {"ETag": f'"{version}"'})
+def _etag(written: Written) -> dict[str, str]:
+    """Returns the header with the task's version; raises Problem when nothing was to be written."""
+    headers = {} if written.version is None else {"ETag": f'"{written.version}"'}
+    if written.outcome in FAILED:
+        raise Problem(*FAILED[written.outcome], headers)
+    return headers
+
+
+def not_found() -> Problem:
+    """Returns the 404 for a task that is not there."""
+    return Problem(*FAILED["not_found"])
 
 
 def error_response(problem: Problem) -> Response:

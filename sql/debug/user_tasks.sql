@@ -5,8 +5,8 @@
 \else
     \set user demo
 \endif
-select user_id, version from account where user_id = :'user';
+select user_id, version from tasks.account where user_id = :'user';
 select version, id, title, status, priority, created_at, updated_at, completed_at, deleted_at
-from task
+from tasks.task
 where user_id = :'user'
 order by version desc;

@@ -6,7 +6,7 @@ select
     coalesce(array_agg(key), array[]::text[]) as keys
 from (
     select user_id, key
-    from idempotency
+    from tasks.idempotency
     where created_at < $1
     order by created_at
     limit $2

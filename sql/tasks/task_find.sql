@@ -7,4 +7,4 @@ select
     task.version,
     case when '*' = any($3) or task.version::text = any($3) then null else row_to_json(task) end as task
 from (select) one
-left join task on task.user_id = $1 and task.id = $2 and task.deleted_at is null
+left join tasks.task on task.user_id = $1 and task.id = $2 and task.deleted_at is null

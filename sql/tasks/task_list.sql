@@ -10,12 +10,12 @@ select
             select json_agg(t)
             from (
                 select *
-                from task
+                from tasks.task
                 where user_id = $1 and deleted_at is null
                 order by created_at desc, id
             ) t
         ), '[]')
     end as tasks
 from (
-    select coalesce((select version from account where user_id = $1), 0) as version offset 0 -- read once, not twice
+    select coalesce((select version from tasks.account where user_id = $1), 0) as version offset 0 -- read once, not twice
 ) counter

@@ -25,7 +25,7 @@
 with known as materialized (
     select version, coalesce('*' = any($2) or version::text = any($2), false) as is_current
     from (
-        select coalesce((select version from account where user_id = $1), 0) as version offset 0 -- read once, not twice
+        select coalesce((select version from tasks.account where user_id = $1), 0) as version offset 0 -- read once, not twice
     ) counter
 ), letters as (
     -- Of the scripts that put no space between words: Thai, Lao, Burmese, Khmer and their neighbours, Chinese, Japanese.
@@ -61,7 +61,7 @@ with known as materialized (
                 *,
                 folded ~ '[\u3041-\u3096\u30a1-\u30ff]$' as is_kana,
                 folded !~ spaceless and folded !~ ('^' || separator) as is_bound
-            from letters, (select distinct search_folded(word) as folded from unnest($6::text[]) word) one
+            from letters, (select distinct tasks.search_folded(word) as folded from unnest($6::text[]) word) one
             where folded <> ''
         ) kind
     ) bounded
@@ -86,7 +86,7 @@ with known as materialized (
             )
         end as rank,
         case when $14 = 'title' then lower(title) else '' end as name
-    from task
+    from tasks.task
     where user_id = $1
         and not (select is_current from known)
         and case when $13 then deleted_at is not null else deleted_at is null end
@@ -115,7 +115,7 @@ with known as materialized (
                 ) haystack, unnest((select word.spaced from word)) needle
                 where split_part(spaced, needle, 1) = spaced
             )
-            from (select search_folded(concat(title, E'\n', description)) as text offset 0) folded
+            from (select tasks.search_folded(concat(title, E'\n', description)) as text offset 0) folded
         ))
 ), page as (
     select

@@ -6,7 +6,7 @@ select
     coalesce(array_agg(id), array[]::uuid[]) as tasks
 from (
     select user_id, id
-    from task
+    from tasks.task
     where deleted_at < $1
     order by deleted_at
     limit $2

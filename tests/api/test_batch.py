@@ -400,7 +400,7 @@ async def test_somebody_else_s_lock_ends_in_a_503_and_the_next_one_works(user: U
     before = await stored(database_url, user)
     connection: Any = await asyncpg.connect(database_url)
     async with connection.transaction():
-        await connection.execute("select from account where user_id = $1 for update", user.id)
+        await connection.execute("select from tasks.account where user_id = $1 for update", user.id)
         waiting = [asyncio.create_task(send(user, create())) for _ in range(8)]
         other = User(f"user-{uuid4()}", user.client)
         assert (await asyncio.wait_for(results(other, create()), 2))[0]["status"] == 201, "only this user waits"

@@ -248,7 +248,7 @@ def test_a_retry_after_an_aborted_request_makes_one_task(visitor: Visitor, liste
     headers = {"Authorization": f"Bearer {visitor.token}", "Content-Type": "application/json"} | key
     options = {"method": "POST", "headers": headers, "body": json.dumps({"title": "Buy milk"})}
     with psycopg.connect(database_url) as holder:
-        holder.execute("select from account where user_id = %s for update", (visitor.id,))
+        holder.execute("select from tasks.account where user_id = %s for update", (visitor.id,))
         assert visitor.page.evaluate(ABORTED, [visitor.address + visitor.tasks, options]) == "AbortError"
     wait_until(lambda: len(visitor.stored()) == 2)  # the request had arrived
     again = visitor.call("POST", body={"title": "Buy milk"}, **key)

@@ -109,7 +109,7 @@ def expected(tasks: list[Json], query: Json) -> list[Json]:
 # The same 200 tasks ---------------------------------------------------------------------------------------------------
 
 INSERT = """
-insert into task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, deleted_at,
+insert into tasks.task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, deleted_at,
     version)
 values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
@@ -138,7 +138,7 @@ def rows_for(user: str, count: int, seed: int) -> list[tuple[Any, ...]]:
 
 
 def store(connection: psycopg.Connection[Any], user: str, count: int, seed: int) -> None:
-    connection.execute("insert into account values (%s, %s)", (user, count))
+    connection.execute("insert into tasks.account values (%s, %s)", (user, count))
     with connection.cursor() as cursor:
         cursor.executemany(INSERT, rows_for(user, count, seed))
     connection.commit()
@@ -580,7 +580,7 @@ def test_moments_are_exact(
 ) -> None:
     reader = Reader(f"moments-{uuid4()}", http)
     store(connection, reader.id, 1, seed=1)
-    connection.execute("update task set created_at = %s where user_id = %s", (created, reader.id))
+    connection.execute("update tasks.task set created_at = %s where user_id = %s", (created, reader.id))
     connection.commit()
     for query, found in (
         ({"created_after": after}, 1),
@@ -621,7 +621,7 @@ def test_moments_are_exact(
         ("🎉party", None, "🎉"),
         ("🎉party", None, "party"),
         ("👩‍👩‍👧‍👦", None, "👩‍👩‍👧‍👦"),
-        ("'; drop table task; --", None, "'; drop --"),
+        ("'; drop table tasks.task; --", None, "'; drop --"),
         ("x" * 100, "y" * 500, "x" * 100 + " " + "y" * 500),
         ("\u0301x", None, "\u0301"),
         ("Robert's", None, "robert's s"),
@@ -678,9 +678,9 @@ async def test_a_database_with_the_locale_c_folds_ascii_and_fails_at_nothing(dat
     with empty_database(database_url, "template template0 locale_provider libc locale 'C'") as url:
         migrate(parse_address(url))
         connection: Any = await asyncpg.connect(url)
-        await connection.execute("insert into account values ('u', 1)")
+        await connection.execute("insert into tasks.account values ('u', 1)")
         await connection.execute(
-            "insert into task (id, user_id, title, version) values (gen_random_uuid(), 'u', 'Milk: Ärger', 1)"
+            "insert into tasks.task (id, user_id, title, version) values (gen_random_uuid(), 'u', 'Milk: Ärger', 1)"
         )
         for q, found in ((["MIL"], 1), (["Ärger"], 1), (["arg"], 1), (["ilk"], 0)):
             arguments = [None, None, None, None, q, *[None] * 6, False, "title", False, *[None] * 5, True]

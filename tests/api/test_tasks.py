@@ -101,7 +101,7 @@ async def test_a_client_may_choose_the_id_once(user: User, other: User) -> None:
         ("👩‍👩‍👧‍👦 buy milk", "👩‍👩‍👧‍👦 buy milk"),
         ("𝕏" * 100, "𝕏" * 100),
         ("قائمة المهام \u202eabc", "قائمة المهام \u202eabc"),
-        ("Robert'); drop table task; --", "Robert'); drop table task; --"),
+        ("Robert'); drop table tasks.task; --", "Robert'); drop table tasks.task; --"),
         ('<script>alert("x")</script>', '<script>alert("x")</script>'),
         ("back\\slash \"quotes\" 'single' %s $1 {x}", "back\\slash \"quotes\" 'single' %s $1 {x}"),
         ("two\nlines\x01\x7f", "two\nlines\x01\x7f"),
@@ -399,7 +399,7 @@ async def made_by_hand(user: User, database_url: str, deleted_at: str | None) ->
     task_id = str(uuid4())
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute(
-            "insert into task (id, user_id, title, deleted_at, version) values (%s, %s, 'By hand', %s, 5)",
+            "insert into tasks.task (id, user_id, title, deleted_at, version) values (%s, %s, 'By hand', %s, 5)",
             (task_id, user.id, deleted_at),
         )
     return task_id

@@ -390,7 +390,7 @@ async def test_every_write_takes_one_number_and_a_reader_misses_none(
     reader: Any = await asyncpg.connect(database_url)
 
     async def read() -> None:
-        query = "select version, id::text from task where user_id = $1 and version > $2 order by version"
+        query = "select version, id::text from tasks.task where user_id = $1 and version > $2 order by version"
         for row in await reader.fetch(query, user.id, max(seen, default=0)):
             seen[row["version"]] = row["id"]
 
@@ -410,8 +410,8 @@ async def test_every_write_takes_one_number_and_a_reader_misses_none(
         for one in clients:
             await one.aclose()
     await read()
-    rows = await reader.fetch("select id::text, version from task where user_id = $1", user.id)
-    counter = await reader.fetchval("select version from account where user_id = $1", user.id)
+    rows = await reader.fetch("select id::text, version from tasks.task where user_id = $1", user.id)
+    counter = await reader.fetchval("select version from tasks.account where user_id = $1", user.id)
     await reader.close()
     versions = [row["version"] for row in rows]
     assert len(set(versions)) == len(versions)

@@ -50,11 +50,13 @@ SEARCHER, SEARCHER_TASKS = "searcher", 20_000
 SEARCHED = " ".join(chr(97 + n // 26) + chr(97 + n % 26) for n in range(192))  # as wrk.lua does
 HUGE_USER, HUGE_USER_TASKS = "huge-user", 800_000
 
-SEED_ACCOUNTS = "insert into account select (%(first)s + u)::text, %(each)s from generate_series(0, %(users)s - 1) u"
+SEED_ACCOUNTS = (
+    "insert into tasks.account select (%(first)s + u)::text, %(each)s from generate_series(0, %(users)s - 1) u"
+)
 
 # One task of each user after the other, as in life: a user's tasks lie on as many pages.
 SEED_TASKS = """
-insert into task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version)
+insert into tasks.task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version)
 select
     md5(user_id || '/' || n)::uuid,
     user_id,
@@ -76,7 +78,7 @@ from (
 """.replace("n % 3", "n %% 3")
 
 SEED_USER = """
-insert into task (id, user_id, title, description, created_at, updated_at, version)
+insert into tasks.task (id, user_id, title, description, created_at, updated_at, version)
 select md5(%(user)s || '/' || n)::uuid, %(user)s, coalesce(%(title)s, 'Task ' || n), %(description)s, at, at, n
 from (select n, timestamptz '2024-01-01+00' + n * interval '1 second' as at from generate_series(1, %(tasks)s) n) seed
 """
@@ -133,15 +135,15 @@ def seed_user(url: str, user: str = LARGE_USER, tasks: int = LARGE_USER_TASKS, w
     title, description = words[:99].strip() or None, words[99:] or "One of very many"
     values = {"user": user, "tasks": tasks, "title": title, "description": description}
     with psycopg.connect(url) as connection:
-        connection.execute("insert into account values (%s, %s)", (user, tasks))
+        connection.execute("insert into tasks.account values (%s, %s)", (user, tasks))
         connection.execute(SEED_USER, values)
 
 
 def reset(url: str) -> None:
     """Brings the tables back to their size: removes what a workload created, and what its updates left behind."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("delete from task where created_at >= %s", (SEEDED_UNTIL,))
-        connection.execute("vacuum (analyze) account, task")
+        connection.execute("delete from tasks.task where created_at >= %s", (SEEDED_UNTIL,))
+        connection.execute("vacuum (analyze) tasks.account, tasks.task")
         connection.execute("checkpoint")
 
 

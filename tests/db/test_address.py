@@ -643,7 +643,7 @@ def test_nothing_in_the_environment_overrules_the_embedded_database(tmp_path: Pa
         settings = hostile(home)
         with serving(folder, **settings) as service:
             assert httpx.get(service.address + "/readyz").status_code == 200
-            psql = run_service(folder, "psql", "-At", "-c", "select count(*) from task", **settings)
+            psql = run_service(folder, "psql", "-At", "-c", "select count(*) from tasks.task", **settings)
             assert (psql.returncode, psql.stdout) == (0, "0\n"), psql.stderr
 
 

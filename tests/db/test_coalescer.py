@@ -127,7 +127,7 @@ async def test_reads_do_not_wait_behind_writes_that_wait_for_a_lock(
 ) -> None:
     task = (await queries.insert_task(db, user.id, new_task())).id
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        await other_connection.execute("select from tasks.account where user_id = $1 for update", user.id)
         pool.sizes.clear()
         writes: list[asyncio.Task[Any]] = []
         for write in (queries.toggle_task, queries.delete_task, queries.restore_task):
@@ -256,7 +256,7 @@ async def test_a_write_whose_connection_is_lost_is_not_repeated(
     task = (await queries.insert_task(db, user.id, new_task())).id
     pool.sizes.clear()
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        await other_connection.execute("select from tasks.account where user_id = $1 for update", user.id)
         write = asyncio.create_task(queries.update_task(db, user.id, task, TaskUpdate(title="y")))
         await close_connections_in("active", other_connection)
         with pytest.raises(Unavailable):
@@ -273,7 +273,7 @@ async def test_a_read_whose_connection_is_lost_is_repeated_once(
     await queries.insert_task(db, user.id, new_task())
     pool.sizes.clear()
     async with other_connection.transaction():
-        await other_connection.execute("lock table task in access exclusive mode")
+        await other_connection.execute("lock table tasks.task in access exclusive mode")
         read = asyncio.create_task(queries.list_tasks(db, user.id))
         await close_connections_in("active", other_connection)
         while len(pool.sizes) < 2:  # noqa: ASYNC110  (there is no event for it)
@@ -314,7 +314,7 @@ async def test_a_user_whose_account_is_locked_holds_up_nobody_else(
     await queries.insert_task(db, other.id, new_task())
     first = version_of(await queries.insert_task(db, user.id, new_task()))
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        await other_connection.execute("select from tasks.account where user_id = $1 for update", user.id)
         held: list[asyncio.Task[Any]] = []
         for number in range(30):  # more than there are connections
             held.append(asyncio.create_task(queries.insert_task(db, user.id, new_task(f"held {number}"))))
@@ -335,7 +335,7 @@ async def test_calls_that_go_with_one_that_meets_a_lock_are_done_without_it(
     before = version_of(await queries.insert_task(db, locked, new_task()))
     pool.sizes.clear()
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = $1 for update", locked)
+        await other_connection.execute("select from tasks.account where user_id = $1 for update", locked)
         waits = asyncio.create_task(queries.insert_task(db, locked, new_task()))
         calls = [queries.insert_task(db, name, new_task()) for name in others]
         done = await asyncio.wait_for(asyncio.gather(*calls), 2)
@@ -353,7 +353,7 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
     monkeypatch.setattr("service.db.coalescer.DEADLINE", 1)
     await queries.insert_task(db, user.id, new_task())
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = $1 for update", user.id)
+        await other_connection.execute("select from tasks.account where user_id = $1 for update", user.id)
         with pytest.raises(Unavailable, match=r"somebody holds a lock|no answer in time"):
             await queries.insert_task(db, user.id, new_task("in vain"))
         await eventually(lambda: watched(other_connection, f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'"))
@@ -393,7 +393,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 def test_two_processes_that_write_in_opposite_orders_never_deadlock(url: str) -> None:
     prefix = f"user-{uuid4()}"
     with psycopg.connect(url) as connection:
-        connection.execute("insert into account select %s || '-' || n, 1 from generate_series(0, 19) n", [prefix])
+        connection.execute("insert into tasks.account select %s || '-' || n, 1 from generate_series(0, 19) n", [prefix])
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, url, prefix, order],
@@ -412,7 +412,7 @@ def test_two_processes_that_write_in_opposite_orders_never_deadlock(url: str) ->
     with psycopg.connect(url) as connection:
         users = connection.execute(
             "select a.version, max(t.version), count(distinct t.version) = count(*)"
-            " from account a join task t using (user_id) where starts_with(user_id, %s) group by user_id, a.version",
+            " from tasks.account a join tasks.task t using (user_id) where starts_with(user_id, %s) group by user_id, a.version",
             [prefix],
         ).fetchall()
         deadlocks = connection.execute("select deadlocks from pg_stat_database where datname = current_database()")
@@ -539,7 +539,7 @@ async def test_a_time_limit_of_the_database_stops_only_whom_it_is_meant_for(
     for name in users:
         await queries.insert_task(db, name, new_task())
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = $1 for update", users[2])
+        await other_connection.execute("select from tasks.account where user_id = $1 for update", users[2])
         pool.sizes.clear()
         creates = [asyncio.ensure_future(queries.insert_task(db, name, new_task("y"))) for name in users]
         locked = creates.pop(2)
@@ -556,7 +556,7 @@ async def test_many_locked_accounts_hold_up_nobody_else(db: Coalescer, other_con
     for name in users:
         await queries.insert_task(db, name, new_task())
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = any($1) for update", users)
+        await other_connection.execute("select from tasks.account where user_id = any($1) for update", users)
         held = [asyncio.ensure_future(queries.insert_task(db, name, new_task())) for name in users for _ in range(3)]
         end = time.monotonic() + 2.5
         while time.monotonic() < end:
@@ -576,7 +576,7 @@ async def test_a_batch_that_waits_for_a_lock_holds_up_no_other_batch(db: Coalesc
     for name in users:
         await queries.insert_task(db, name, new_task())
     async with other_connection.transaction():
-        await other_connection.execute("select from account where user_id = any($1) for update", users[:7])
+        await other_connection.execute("select from tasks.account where user_id = any($1) for update", users[:7])
         held = [batch(name) for name in users[:7]]
         await asyncio.wait_for(batch(users[7]), 3)
         assert not any(call.done() for call in held)

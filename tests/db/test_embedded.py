@@ -22,7 +22,7 @@ from service.db import embedded
 from tests.conftest import ROOT, SECRET, Served, service_environment, serving, wait_until
 from tests.processes import Client, embedded_url, external, kill, own_folder, postgres_processes, run_service, stop
 
-SHOW_TITLES = ("psql", "-At", "-c", "select title from task")
+SHOW_TITLES = ("psql", "-At", "-c", "select title from tasks.task")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_data_that_moved_and_data_that_were_copied(folder: Path) -> None:
         copy = folder / ("y" * 95)
         copy.mkdir()
         subprocess.run(["cp", "-a", long / ".data", copy], check=True)
-        changed = run_service(copy, "psql", "-At", "-c", "update task set title = 'copied'")
+        changed = run_service(copy, "psql", "-At", "-c", "update tasks.task set title = 'copied'")
         assert (changed.returncode, changed.stdout) == (0, "UPDATE 1\n"), changed.stderr
         assert run_service(long, *SHOW_TITLES).stdout == "here\n"
         assert stop(service) == 0
@@ -199,7 +199,7 @@ def test_data_of_an_earlier_version_are_kept_and_their_trust_is_not(folder: Path
     (data(folder) / "pg_hba.conf").write_text("local all all trust\nhost all all 0.0.0.0/0 trust\n")
     with (data(folder) / "postgresql.conf").open("a") as file:
         file.write("listen_addresses = '*'\nunix_socket_directories = '/tmp'\nport = 5499\n")
-    shown = run_service(folder, "psql", "-At", "-c", "select title from task", "-c", TRUSTING, "-c", LISTENING)
+    shown = run_service(folder, "psql", "-At", "-c", "select title from tasks.task", "-c", TRUSTING, "-c", LISTENING)
     assert shown.stdout == "here\n0\n\n", shown.stderr
 
 

@@ -73,15 +73,15 @@ def test_the_counters_that_exist_are_lifted_and_tasks_keep_their_versions(empty:
     now = time.time_ns() // 1_000_000
     with psycopg.connect(make_conninfo("", **empty.for_libpq())) as connection:
         for user, version in (("who failed", 0), ("old", 7), ("ahead", now + 10**9)):
-            connection.execute("insert into account values (%s, %s)", (user, version))
+            connection.execute("insert into tasks.account values (%s, %s)", (user, version))
         connection.execute(
-            "insert into task (id, user_id, title, version) values (gen_random_uuid(), 'old', 'x', 7),"
+            "insert into tasks.task (id, user_id, title, version) values (gen_random_uuid(), 'old', 'x', 7),"
             " (gen_random_uuid(), 'nobody', 'x', 9)"
         )
     migrate(empty)
     with psycopg.connect(make_conninfo("", **empty.for_libpq())) as connection:
-        counters: dict[str, int] = dict(connection.execute("select user_id, version from account").fetchall())
-        versions: dict[str, int] = dict(connection.execute("select user_id, version from task").fetchall())
+        counters: dict[str, int] = dict(connection.execute("select user_id, version from tasks.account").fetchall())
+        versions: dict[str, int] = dict(connection.execute("select user_id, version from tasks.task").fetchall())
     assert versions == {"old": 7, "nobody": 9}
     assert counters.pop("ahead") == now + 10**9
     assert set(counters) == {"who failed", "old"}
@@ -93,7 +93,7 @@ def test_the_counters_that_exist_are_lifted_and_tasks_keep_their_versions(empty:
 def test_a_counter_stays_exact_in_javascript(database_url: str, version: int, is_kept: bool) -> None:
     with psycopg.connect(database_url) as connection:
         try:
-            connection.execute("insert into account values ('counter', %s)", (version,))
+            connection.execute("insert into tasks.account values ('counter', %s)", (version,))
             violated = None
         except psycopg.errors.CheckViolation as error:
             violated = error.diag.constraint_name
@@ -134,7 +134,7 @@ def test_the_database_keeps_the_limits_too(database_url: str, values: dict[str, 
     names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
     with psycopg.connect(database_url) as connection:
         try:
-            connection.execute(f"insert into task ({names}) values ({marks})", list(row.values()))  # noqa: S608
+            connection.execute(f"insert into tasks.task ({names}) values ({marks})", list(row.values()))  # noqa: S608
             violated = None
         except psycopg.errors.CheckViolation as error:
             violated = error.diag.constraint_name
@@ -150,7 +150,7 @@ def pending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Adds a migration to the others that changes a table which is in use."""
     for path in FOLDER.glob("*.sql"):
         shutil.copy(path, tmp_path)
-    (tmp_path / "9999-change.sql").write_text("alter table task add column another int;")
+    (tmp_path / "9999-change.sql").write_text("alter table tasks.task add column another int;")
     monkeypatch.setattr(schema, "FOLDER", tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_migration_behind_an_open_transaction_holds_up_nobody_and_is_done_afte
     settings = external(f"postgresql://postgres@/{empty.database}?host={quote(empty.hosts[0].name)}")
     with serving(tmp_path, **settings) as service, schema.connect(empty, application_name="report") as somebody:
         client = Client(service)
-        somebody.execute("select from task")
+        somebody.execute("select from tasks.task")
         holder = f"pid {somebody.info.backend_pid} (report, idle in transaction, open for "
         with ThreadPoolExecutor() as threads:
             migrating = threads.submit(migrate, empty)

@@ -25,9 +25,9 @@ def url(database_url: str) -> Iterator[str]:
 def fill(url: str, user: str, tasks: int, days: float) -> None:
     """Gives a new user tasks that went to the trash so many days ago, and a live one."""
     with psycopg.connect(url) as connection:
-        connection.execute("insert into account values (%s, %s)", (user, tasks + 1))
+        connection.execute("insert into tasks.account values (%s, %s)", (user, tasks + 1))
         connection.execute(
-            "insert into task (id, user_id, title, version, deleted_at)"
+            "insert into tasks.task (id, user_id, title, version, deleted_at)"
             " select gen_random_uuid(), %s, 'x', n, case when n <= %s then now() - make_interval(secs => %s) end"
             " from generate_series(1, %s) n",
             (user, tasks, days * 86_400, tasks + 1),
@@ -38,8 +38,8 @@ def left(url: str) -> dict[str, tuple[int, int]]:
     """Returns how many tasks each user has, and the counter."""
     with psycopg.connect(url) as connection:
         query = (
-            "select user_id, version, (select count(*) from task where user_id = account.user_id)"
-            " from account order by user_id"
+            "select user_id, version, (select count(*) from tasks.task where user_id = account.user_id)"
+            " from tasks.account order by user_id"
         )
         return {user: (tasks, version) for user, version, tasks in connection.execute(query)}
 
@@ -56,7 +56,7 @@ def test_it_erases_what_is_older_than_the_days_and_says_so(tmp_path: Path, url: 
     fill(url, "older", STEP + 10, 100)
     with psycopg.connect(url) as connection:
         connection.execute(
-            "insert into idempotency select 'old', 'key-' || n, sha256('x'), '{}', now() - make_interval(hours => n)"
+            "insert into tasks.idempotency select 'old', 'key-' || n, sha256('x'), '{}', now() - make_interval(hours => n)"
             " from generate_series(20, 30) n"
         )
     assert purge(tmp_path, url, "--days", "101") == "erased 0 tasks of 0 users and 7 retry keys\n"
@@ -75,12 +75,12 @@ def test_it_erases_what_is_older_than_the_days_and_says_so(tmp_path: Path, url: 
 def test_rows_of_a_user_without_an_account_are_erased_too(tmp_path: Path, url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute(
-            "insert into task (id, user_id, title, version, deleted_at)"
+            "insert into tasks.task (id, user_id, title, version, deleted_at)"
             " select gen_random_uuid(), 'nobody-' || mod(n, 3), 'x', 1, '2001-01-01' from generate_series(1, %s) n",
             (STEP + 10,),
         )
         connection.execute(
-            "insert into idempotency select 'keys', 'key-' || n, sha256('x'), '{}', '2001-01-01'"
+            "insert into tasks.idempotency select 'keys', 'key-' || n, sha256('x'), '{}', '2001-01-01'"
             " from generate_series(1, %s) n",
             (STEP + 10,),
         )

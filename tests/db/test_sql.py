@@ -29,9 +29,7 @@ STATEMENTS = {
     for module in (queries, purge, schema)
     for value in vars(module).values()
     if isinstance(value, Statement)
-} | {
-    "account_lock": Statement("account_lock", queries.TASK_OPERATE.lock, writes=True)
-}
+} | {"account_lock": Statement("account_lock", queries.TASK_OPERATE.lock, writes=True)}
 FILES = sorted(path for path in SQL.rglob("*.sql") if path.parent.name != "debug")
 OF_NO_USER = (
     "key_oldest",
@@ -171,15 +169,17 @@ async def big_table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     with empty_database(database_url) as url:
         migrate(parse_address(url))
         opened: Any = await asyncpg.connect(url)
-        await opened.execute("insert into account select 'user-' || n, 50 from generate_series(1, 2000) n")
+        await opened.execute("insert into tasks.account select 'user-' || n, 50 from generate_series(1, 2000) n")
         await opened.execute("""
-            insert into task (id, user_id, title, version)
+            insert into tasks.task (id, user_id, title, version)
             select gen_random_uuid(), 'user-' || n % 2000 + 1, 'Title ' || n, n / 2000 + 1
             from generate_series(0, 99999) n
         """)
-        await opened.execute("update task set deleted_at = now() where id in (select id from task where version = 1)")
+        await opened.execute(
+            "update tasks.task set deleted_at = now() where id in (select id from tasks.task where version = 1)"
+        )
         await opened.execute("""
-            insert into idempotency (user_id, key, request_hash, answer)
+            insert into tasks.idempotency (user_id, key, request_hash, answer)
             select 'user-' || n % 2000 + 1, 'key-' || n, sha256('x'), '{}'
             from generate_series(0, 19999) n
         """)
@@ -198,7 +198,7 @@ async def test_a_plan_uses_an_index_and_reads_this_user_s_rows_only(
     big_table: asyncpg.Connection, name: str, mode: str
 ) -> None:
     user = "user-77"
-    query = "select id from task where user_id = $1 and (deleted_at is null) = $2 limit 1"
+    query = "select id from tasks.task where user_id = $1 and (deleted_at is null) = $2 limit 1"
     task, trashed = [await big_table.fetchval(query, user, is_live) for is_live in (True, False)]
     for node in nodes(await explained(big_table, mode, name, user, *arguments_of(name, task, trashed))):
         assert node["Node Type"] != "Seq Scan", node
@@ -313,7 +313,7 @@ async def test_what_runs_is_shown_by_the_name_of_its_file(database_url: str, use
     task = await user.create()
     holder: Any = await asyncpg.connect(database_url)
     async with holder.transaction():
-        await holder.execute("select from account where user_id = $1 for update", user.id)
+        await holder.execute("select from tasks.account where user_id = $1 for update", user.id)
         waiting = asyncio.create_task(user.call("PUT", f"/{task['id']}", json={"title": "y"}))
         query = (
             "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '-- task_update.sql%'"

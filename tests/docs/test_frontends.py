@@ -68,7 +68,7 @@ AFTERWARDS = """
 assert.equal(tokens, 1, "one token serves many calls");
 assert.equal(shown.length, 1);
 assert.deepEqual([shown[0][0].title, shown[0][0].status], ["Buy milk", "in_progress"]);
-assert.deepEqual(results.map(({ status }) => status), [201, 200]);
+assert.deepEqual(results.map(({ status, task }) => [status, task.version]), [[201, version], [200, version]]);
 assert.equal((await call("GET", `${tasks}/${task.id}`)).deleted_at, null, "back from the trash");
 assert.equal((await call("GET", `/api/${encodeURIComponent(session.user.id)}/tasks`)).length, 2);
 

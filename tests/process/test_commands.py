@@ -34,7 +34,7 @@ from tests.processes import (
     stop,
 )
 
-SHOW_TITLES = "-At -c 'select title from task'"
+SHOW_TITLES = "-At -c 'select title from tasks.task'"
 NOBODY_LISTENS = "postgresql://me:hush-hush@127.0.0.1:1/tasks"
 
 
@@ -110,7 +110,7 @@ def test_sigterm_lets_a_request_finish_and_stops_everything(used_folder: Path, w
         client = Client(service)
         client.create("first")
         with psycopg.connect(embedded_url(used_folder)) as somebody:
-            somebody.execute("select from account where user_id = %s for update", [client.user])
+            somebody.execute("select from tasks.account where user_id = %s for update", [client.user])
             request = threads.submit(client.create, "second")
             waiting = "select count(*) from pg_locks where not granted"
             wait_until(lambda: somebody.execute(waiting).fetchone() == (1,))
@@ -311,7 +311,7 @@ def test_migrate_works_after_one_that_was_killed(folder: Path, database_url: str
     with empty_database(database_url) as url:
         applied = run_service(folder, "migrate", **external(url)).stdout
         with psycopg.connect(url) as somebody:
-            somebody.execute("drop table task, account, idempotency; drop function search_folded")
+            somebody.execute("drop schema tasks cascade")
             somebody.execute("delete from _yoyo_migration")
             somebody.execute("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
         ended = run_service(folder, "migrate", **external(url))

@@ -130,7 +130,7 @@ def test_a_lock_on_a_user_s_row_holds_up_that_user_s_writes_only(
     service: Served, postgres: Postgres, client: Client
 ) -> None:
     with psycopg.connect(postgres.url) as somebody, ThreadPoolExecutor() as threads:
-        somebody.execute("select from account where user_id = %s for update", [client.user])
+        somebody.execute("select from tasks.account where user_id = %s for update", [client.user])
         refused = threads.submit(client.create, "refused")
         deadline = time.monotonic() + LONGEST
         while not refused.done() and time.monotonic() < deadline:

@@ -1,0 +1,68 @@
+-- change_task: one change to one task; returns what became of it, and the task's version and JSON, null when not found.
+-- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not listed in p_if_match
+-- p_operation: update, toggle (between completed and pending), delete (to the trash) or restore (from there)
+-- p_patch: what an update writes, of title, description, status, priority and is_completed; what is absent stays
+-- p_if_match: the versions that the task may have; null for any
+-- p_number: the number of a larger change, which has locked the account; null when this is the whole change
+create or replace function tasks.change_task(
+    p_user text, p_lock_timeout text, p_operation text, p_id uuid, p_patch jsonb default null,
+    p_if_match text[] default null, p_number bigint default null,
+    out outcome text, out version bigint, out task json
+)
+language plpgsql as $$
+declare
+    before tasks.task;
+    wanted tasks.task;
+begin
+    if p_number is null then
+        perform tasks.lock_account(p_user, p_lock_timeout);
+    end if;
+    select t.* into before from tasks.task t where t.user_id = p_user and t.id = p_id for no key update;
+    if before.id is null or (before.deleted_at is not null) <> (p_operation = 'restore') then
+        outcome := 'not_found';
+        return;
+    end if;
+    if before.version::text <> all (p_if_match) then
+        outcome := 'other_version';
+        version := before.version;
+        return;
+    end if;
+
+    wanted := before;
+    if p_operation = 'update' then
+        wanted := jsonb_populate_record(before, p_patch);
+        if p_patch ? 'is_completed' and not p_patch ? 'status' and wanted.is_completed <> before.is_completed then
+            wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
+        end if;
+    elsif p_operation = 'toggle' then
+        wanted.status := case when before.is_completed then 'pending' else 'completed' end;
+    elsif p_operation = 'delete' then
+        wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
+    else
+        wanted.deleted_at := null;
+    end if;
+    wanted.is_completed := wanted.status = 'completed'; -- as the table generates it
+
+    outcome := 'unchanged';
+    if wanted is distinct from before then
+        outcome := 'changed';
+        wanted.updated_at := coalesce(
+            wanted.deleted_at, greatest(clock_timestamp(), before.updated_at + interval '1 microsecond')
+        );
+        wanted.completed_at := case when wanted.is_completed then coalesce(before.completed_at, wanted.updated_at) end;
+        wanted.version := coalesce(p_number, tasks.next_version(p_user));
+        update tasks.task t
+        set title = wanted.title,
+            description = wanted.description,
+            status = wanted.status,
+            priority = wanted.priority,
+            completed_at = wanted.completed_at,
+            updated_at = wanted.updated_at,
+            deleted_at = wanted.deleted_at,
+            version = wanted.version
+        where t.user_id = p_user and t.id = p_id;
+    end if;
+    version := wanted.version;
+    task := row_to_json(wanted);
+end
+$$;

@@ -1,0 +1,47 @@
+-- run_batch: makes many changes as one, in their order, each of which sees the earlier ones; they all have one number.
+-- Returns that number, null when nothing has changed, and what became of each operation, with the task as JSON after it.
+-- Nothing is kept of a dry run, nor when it is atomic and one of them fails.
+-- outcomes: as those of insert_task and change_task
+-- p_operations: an array of {"op", "id", "if_version", "task"}; op is create, update, toggle, delete or restore
+create or replace function tasks.run_batch(
+    p_user text, p_lock_timeout text, p_operations jsonb, p_atomic boolean, p_dry_run boolean,
+    out version bigint, out outcomes text[], out tasks json[]
+)
+language plpgsql as $$
+declare
+    number bigint;
+    operation record;
+    result record;
+begin
+    begin
+        perform set_config('lock_timeout', p_lock_timeout, true);
+        number := tasks.next_version(p_user);
+        for operation in
+            select o.* from jsonb_to_recordset(p_operations) as o (op text, id uuid, if_version text, task jsonb)
+        loop
+            if operation.op = 'create' then
+                select * into result
+                from tasks.insert_task(p_user, p_lock_timeout, operation.id, operation.task, p_number => number);
+            else
+                select * into result
+                from tasks.change_task(
+                    p_user, p_lock_timeout, operation.op, operation.id, operation.task,
+                    case when operation.if_version is not null then array[operation.if_version] end, number
+                );
+            end if;
+            outcomes := outcomes || result.outcome;
+            tasks := tasks || result.task;
+        end loop;
+        if p_dry_run
+            or (p_atomic and outcomes && array['not_found', 'other_version', 'exists'])
+            or not outcomes && array['created', 'changed']
+        then
+            raise sqlstate 'TASKS'; -- takes it all back; variables keep what they have
+        end if;
+        version := number;
+    exception
+        when sqlstate 'TASKS' then
+            null;
+    end;
+end
+$$;
