@@ -1,7 +1,8 @@
 -- change_task: one change to one task; returns what became of it, and the task's version and JSON, null when not found.
 -- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not listed in p_if_match
--- p_operation: update, toggle (between completed and pending), delete (to the trash) or restore (from there)
--- p_patch: what an update writes, of title, description, status, priority and is_completed; what is absent stays
+-- p_operation: update, complete, delete (to the trash) or restore (from there)
+-- p_patch: what is written, of title, description, status, priority and is_completed; what is absent stays. To complete
+-- without it is to toggle.
 -- p_if_match: the versions that the task may have; null for any
 -- p_number: the number of a larger change, which has locked the account; null when this is the whole change
 create or replace function tasks.change_task(
@@ -29,12 +30,12 @@ begin
     end if;
 
     wanted := before;
-    if p_operation = 'update' then
+    if p_patch is not null then
         wanted := jsonb_populate_record(before, p_patch);
         if p_patch ? 'is_completed' and not p_patch ? 'status' and wanted.is_completed <> before.is_completed then
             wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
         end if;
-    elsif p_operation = 'toggle' then
+    elsif p_operation = 'complete' then
         wanted.status := case when before.is_completed then 'pending' else 'completed' end;
     elsif p_operation = 'delete' then
         wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
@@ -51,16 +52,7 @@ begin
         );
         wanted.completed_at := case when wanted.is_completed then coalesce(before.completed_at, wanted.updated_at) end;
         wanted.version := coalesce(p_number, tasks.next_version(p_user));
-        update tasks.task t
-        set title = wanted.title,
-            description = wanted.description,
-            status = wanted.status,
-            priority = wanted.priority,
-            completed_at = wanted.completed_at,
-            updated_at = wanted.updated_at,
-            deleted_at = wanted.deleted_at,
-            version = wanted.version
-        where t.user_id = p_user and t.id = p_id;
+        perform tasks.save_task(before, wanted, case when p_number is null then p_operation else 'batch' end);
     end if;
     version := wanted.version;
     task := row_to_json(wanted);

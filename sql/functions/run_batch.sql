@@ -2,7 +2,7 @@
 -- Returns that number, null when nothing has changed, and what became of each operation, with the task as JSON after it.
 -- Nothing is kept of a dry run, nor when it is atomic and one of them fails.
 -- outcomes: as those of insert_task and change_task
--- p_operations: an array of {"op", "id", "if_version", "task"}; op is create, update, toggle, delete or restore
+-- p_operations: an array of {"op", "id", "if_version", "task"}; op is create, update, complete, delete or restore
 create or replace function tasks.run_batch(
     p_user text, p_lock_timeout text, p_operations jsonb, p_atomic boolean, p_dry_run boolean,
     out version bigint, out outcomes text[], out tasks json[]
