@@ -199,8 +199,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m service",
-        description="The task service. Its settings are environment variables, or lines in .env; the README lists them."
-        " Without DATABASE_URL it uses a PostgreSQL of its own, in .data/.",
+        description="The task service. Its settings are environment variables, or lines in .env; docs/operations.md"
+        " lists them. Without DATABASE_URL it uses a PostgreSQL of its own, in .data/.",
     )
     parser.add_argument("--version", action="version", version=service_version(), help="print the version")
     parser.set_defaults(run=serve, load=load)

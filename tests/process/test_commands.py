@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, SECRET, Served, empty_database, service_environment, serving, wait_until
+from tests.docs.pages import blocks
 from tests.processes import (
     STOP_SECONDS,
     Client,
@@ -33,7 +34,6 @@ from tests.processes import (
     stop,
 )
 
-README = (ROOT / "README.md").read_text()
 SHOW_TITLES = "-At -c 'select title from tasks.task'"
 NOBODY_LISTENS = "postgresql://me:hush-hush@127.0.0.1:1/tasks"
 
@@ -459,7 +459,7 @@ def test_serve_starts_without_its_database_and_says_so(folder: Path) -> None:
 
 @pytest.fixture
 def checkout(folder: Path) -> Path:
-    """A folder with the Procfile, and what `make run` and the README's `pip install honcho` leave in .venv."""
+    """A folder with the Procfile, and what `make run` and `pip install honcho` leave in .venv."""
     shutil.copy(ROOT / "Procfile", folder)
     binaries = folder / ".venv" / "bin"
     binaries.mkdir(parents=True)
@@ -472,8 +472,8 @@ def checkout(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_procfile_runs_in_a_fresh_shell_as_the_readme_says(checkout: Path, number: signal.Signals) -> None:
-    commands = re.findall(r"```sh\n(.*?)```", README.partition("## Start")[2].partition("\n## ")[0], re.DOTALL)[-1]
+def test_the_procfile_runs_in_a_fresh_shell_as_the_documents_say(checkout: Path, number: signal.Signals) -> None:
+    commands = next(block.text for block in blocks("docs/operations.md", "sh") if "honcho" in block.text)
     assert "pip install honcho\n" in commands
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
