@@ -1,24 +1,19 @@
 """What only a browser can show: a frontend's scripts may call the API, a stranger's may not, and /docs stands alone."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect
 
+from tests.browser import chromium, frontend
 from tests.conftest import SECRET, Served, make_token, serving, wait_until
-
-COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 
 # What CORS hides from the script is not among the headers that it collects.
 FETCH = """async ([url, options]) => {
@@ -28,45 +23,7 @@ FETCH = """async ([url, options]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = next(filter(None, map(shutil.which, COMMANDS)), None)
-    if executable is None:
-        missing = f"no Chromium found: the PATH has none of {', '.join(COMMANDS)}"
-        if os.environ.get("CI"):
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
-    expect.set_options(timeout=20_000)  # milliseconds; the usual 5 s are short for a busy machine
-    with sync_playwright() as playwright:
-        # Playwright itself adds --no-sandbox, and most of what keeps Chromium from talking to the internet.
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--disable-gpu", "--disable-quic"])
-        yield chromium
-        chromium.close()
-
-
-class BlankPage(BaseHTTPRequestHandler):
-    """Answers every GET with a page of which only the origin matters."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<!doctype html><title>A frontend</title>")
-
-    def log_message(self, *_: Any) -> None:
-        """Writes nothing: the base class has a line for each request."""
-
-
-def frontend() -> Iterator[str]:
-    """Serves blank pages on a free port; yields their origin."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BlankPage) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
+browser = pytest.fixture(scope="module")(chromium)
 listed = pytest.fixture(scope="module")(frontend)
 unlisted = pytest.fixture(scope="module")(frontend)
 
