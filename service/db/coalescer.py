@@ -126,6 +126,7 @@ class _Lane:
         default_factory=lambda: defaultdict(deque)
     )
     waiting: int = 0  # queues that are ready
+    work: float = 0.0  # seconds that the next call of each of them is estimated to cost, in sum
     in_flight: int = 0  # round trips
 
     def first(self) -> deque[_UserQueue]:
@@ -150,7 +151,7 @@ class _Scheduler:
     def expected_wait(self, queue: _UserQueue) -> float:
         """Returns the seconds until one more call would be sent: one round of the lane for each call before it."""
         lane = self.lanes[queue.lane]
-        round_ = queue.cost * lane.waiting / lane.width
+        round_ = lane.work / lane.width
         return round_ + (len(queue.calls) + queue.is_in_flight) * max(round_, queue.cost)
 
     def make_ready(self, queue: _UserQueue) -> None:
@@ -161,6 +162,7 @@ class _Scheduler:
         queue.position = self._positions
         lane.ready[call.statement].append(queue)
         lane.waiting += 1
+        lane.work += queue.cost
 
     def release(self, queue: _UserQueue) -> None:
         """Makes a queue that was served ready again, or removes it when it is empty."""
@@ -189,6 +191,7 @@ class _Scheduler:
         while ready and len(calls) < room and (not calls or ready[0].cost <= budget):
             queue = ready.popleft()
             lane.waiting -= 1
+            lane.work = lane.work - queue.cost if lane.waiting else 0.0  # no sum of rounding errors
             call = queue.calls.popleft()
             if now - call.started > LONGEST_WAIT or now - call.started + queue.cost > DEADLINE:
                 call.reject(TOO_LATE)

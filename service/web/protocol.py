@@ -42,7 +42,6 @@ LAST_BYTES = 16 * 1024 * 1024
 DROPPED_BYTES = 1024 * 1024  # of a body that the application did not read; a larger one closes the connection
 HEAD_BYTES = 128 * 1024  # of an incomplete head; Service rejects complete ones that are too large
 BODY_BYTES = 64 * 1024  # buffered for the application; beyond that, reading is paused
-LARGE_BYTES = 256 * 1024  # of a response's body
 CLOSING_SECONDS = 0.2  # at shutdown, for a request that may be on its way
 
 NEVER = math.inf
@@ -475,11 +474,7 @@ class Exchange:
             if b"\r\ncontent-length: " in head:
                 raise ValueError(WRONG_LENGTH)
             head += length[len(b"\r\n") :]
-        if len(body) < LARGE_BYTES:
-            self._write(b"".join((head, b"\r\n", body)))
-        else:  # a copy would block the event loop for longer than a second system call
-            self._write(head + b"\r\n")
-            self._write(body)
+        self._write(b"".join((head, b"\r\n", body)))
         self._finish()
 
     def _write_head(self, start: Message) -> None:

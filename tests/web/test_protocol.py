@@ -808,7 +808,7 @@ def test_a_client_that_asks_first(connect: Connect, monkeypatch: pytest.MonkeyPa
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, protocol.LARGE_BYTES - 1, protocol.LARGE_BYTES, 3_000_000])
+@pytest.mark.parametrize("size", [0, 1, 1000, 3_000_000])
 def test_an_answer_that_comes_whole(wire: Wire, size: int) -> None:
     wire.send(get(f"/large?n={size}") * 2)
     for _ in range(2):
