@@ -1,6 +1,9 @@
 -- change_task: one change to one task; returns what became of it, and the task's version and JSON, null when not found.
--- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not listed in p_if_match
+-- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not one of p_if_match, and
+-- then there is no JSON
+-- p_lock_timeout: for each lock in this transaction, like 500ms
 -- p_operation: update, toggle (between completed and pending), delete (to the trash) or restore (from there)
+-- p_id: the task
 -- p_patch: what an update writes, of title, description, status, priority and is_completed; what is absent stays
 -- p_if_match: the versions that the task may have; null for any
 -- p_number: the number of a larger change, which has locked the account; null when this is the whole change
@@ -29,18 +32,19 @@ begin
     end if;
 
     wanted := before;
-    if p_operation = 'update' then
-        wanted := jsonb_populate_record(before, p_patch);
-        if p_patch ? 'is_completed' and not p_patch ? 'status' and wanted.is_completed <> before.is_completed then
-            wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
-        end if;
-    elsif p_operation = 'toggle' then
-        wanted.status := case when before.is_completed then 'pending' else 'completed' end;
-    elsif p_operation = 'delete' then
-        wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
-    else
-        wanted.deleted_at := null;
-    end if;
+    case p_operation -- any other is an error
+        when 'update' then
+            wanted := jsonb_populate_record(before, p_patch);
+            if p_patch ? 'is_completed' and not p_patch ? 'status' and wanted.is_completed <> before.is_completed then
+                wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
+            end if;
+        when 'toggle' then
+            wanted.status := case when before.is_completed then 'pending' else 'completed' end;
+        when 'delete' then
+            wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
+        when 'restore' then
+            wanted.deleted_at := null;
+    end case;
     wanted.is_completed := wanted.status = 'completed'; -- as the table generates it
 
     outcome := 'unchanged';
