@@ -20,7 +20,7 @@ declare
 begin
     version := p_number;
     if version is null then
-        perform set_config('lock_timeout', p_lock_timeout, true);
+        p_lock_timeout := set_config('lock_timeout', p_lock_timeout, true);
         version := tasks.next_version(p_user);
     end if;
     if p_key is not null then

@@ -5,7 +5,7 @@
 create or replace function tasks.lock_account(p_user text, p_lock_timeout text) returns void
 language plpgsql as $$
 begin
-    perform set_config('lock_timeout', p_lock_timeout, true);
+    p_lock_timeout := set_config('lock_timeout', p_lock_timeout, true); -- sooner than `perform`, which runs a query
     perform from tasks.account a where a.user_id = p_user for no key update;
 end
 $$;

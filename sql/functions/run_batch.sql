@@ -19,17 +19,17 @@ begin
     outcomes := array[]::text[];
     tasks := array[]::json[];
     begin
-        perform set_config('lock_timeout', p_lock_timeout, true);
+        p_lock_timeout := set_config('lock_timeout', p_lock_timeout, true);
         number := tasks.next_version(p_user);
         for operation in
             select o.* from jsonb_to_recordset(p_operations) as o (op text, id uuid, if_version text, task jsonb)
         loop
             if operation.op = 'create' then
-                select * into result
-                from tasks.insert_task(p_user, p_lock_timeout, operation.id, operation.task, p_number => number);
+                result := tasks.insert_task(
+                    p_user, p_lock_timeout, operation.id, operation.task, p_number => number
+                );
             else
-                select * into result
-                from tasks.change_task(
+                result := tasks.change_task(
                     p_user, p_lock_timeout, operation.op, operation.id, operation.task,
                     case when operation.if_version is not null then array[operation.if_version] end, number
                 );
