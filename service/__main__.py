@@ -1,8 +1,9 @@
-"""python -m service: serve (the default), migrate, purge, token, psql."""
+"""python -m service: serve (the default), migrate, purge, undo, token, psql."""
 
 import argparse
 import asyncio
 import errno
+import json
 import logging
 import os
 import signal
@@ -10,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import jwt
 import psycopg
@@ -20,11 +21,13 @@ import psycopg
 from service.app import create_app
 from service.db import embedded
 from service.db.address import Address, parse_address
-from service.db.coalescer import Coalescer
+from service.db.coalescer import Coalescer, waited
 from service.db.migrations import Blocked, connect, migrate
 from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
-from service.queries.purge import Purged, purge
+from service.models import BIGGEST_VERSION
+from service.queries.changes import undo_change
+from service.queries.purge import purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 from service.web import log, server
 from service.web.openapi import service_version
@@ -44,6 +47,8 @@ as in `python -m service psql -c 'select title from task'`. This is what psql sa
 """
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Failure(Exception):
@@ -89,13 +94,39 @@ def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     log.set_up(settings.log_level, settings.log_format)
     with _database(settings) as address:
         try:
-            purged = asyncio.run(_purge(settings, address, arguments.days))
+            purged = asyncio.run(_with_database(settings, address, lambda db: purge(db, arguments.days)))
         except Unavailable as error:
             raise Failure(f"The database {address} does not answer: {error}") from None
     print(
         f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
-        f" and {_counted(purged.keys, 'retry key')}"
+        f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'entry', 'entries')} of history"
     )
+    return 0
+
+
+def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
+    """Takes back a change of a user's, as the API does, and says what became of it."""
+    log.set_up(settings.log_level, settings.log_format)
+    user, version = arguments.user, arguments.version
+    with _database(settings) as address:
+        try:
+            undone = asyncio.run(_with_database(settings, address, lambda db: undo_change(db, user, version)))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
+    match undone.outcome:
+        case "changed":
+            tasks = json.loads(undone.tasks or b"[]")
+            print(f"undone as change {undone.version}: {', '.join(task['id'] for task in tasks)}")
+        case "unchanged":
+            print("nothing to undo: everything is as it was before")
+        case "conflict":
+            conflicts = json.loads(undone.conflicts or b"[]")
+            fields = "\n".join(f"  {one['task_id']}: {', '.join(one['fields'])}" for one in conflicts)
+            raise Failure(f"Changed since, so nothing is undone:\n{fields}")
+        case "not_found":
+            raise Failure(f"User {user!r} has no change {version}")
+        case _:
+            raise Failure("Too old to undo: its history, or one of its tasks, is erased")
     return 0
 
 
@@ -129,23 +160,33 @@ def _in_schema(address: Address) -> Address:
     return address.in_schema()
 
 
-async def _purge(settings: DatabaseSettings, address: Address, days: int) -> Purged:
+async def _with_database(
+    settings: DatabaseSettings, address: Address, work: Callable[[Coalescer], Awaitable[Result]]
+) -> Result:
     db = Coalescer(Pool(address, 1, 1, settings.db_statement_cache))
     await db.open()
     try:
-        return await purge(db, days)
+        waited.set([])  # each call of the database notes there how long it took; here nobody asks
+        return await work(db)
     finally:
         await db.close()
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _counted(number: int, noun: str, nouns: str = "") -> str:
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def _days(text: str) -> int:
     """Returns the number of days; raises what argparse makes a message of."""
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST_DAYS)) and int(text) <= MOST_DAYS):
         raise argparse.ArgumentTypeError(f"a whole number from 0 to {MOST_DAYS}, not {text!r}")
+    return int(text)
+
+
+def _version(text: str) -> int:
+    """Returns the number of a change; raises what argparse makes a message of."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= int(text) <= BIGGEST_VERSION):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {BIGGEST_VERSION}, not {text!r}")
     return int(text)
 
 
@@ -199,6 +240,16 @@ def _parser() -> argparse.ArgumentParser:
         f"how many days a task stays in the trash: 0 to {MOST_DAYS}, {TRASH_DAYS} unless given; keys are kept for a day"
     )
     purge_command.add_argument("--days", type=_days, default=TRASH_DAYS, help=days)
+    undo = add(
+        "undo",
+        run_undo,
+        load_database,
+        "take back a change of a user's",
+        "Takes back one change, all of it, as a change of its own, as the API's undo does: nothing happens when a"
+        " part of it has been changed since. History goes back 30 days; sql/debug/last_changes.sql shows it.",
+    )
+    undo.add_argument("user", metavar="USER", help="the user's id")
+    undo.add_argument("version", metavar="VERSION", type=_version, help="the number of the change")
     token = add(
         "token",
         run_token,

@@ -1,5 +1,6 @@
 """The application: routes, middleware and lifespan, put together."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -10,7 +11,8 @@ from service.auth.jwks import PublishedKeys
 from service.auth.tokens import Tokens
 from service.db.coalescer import Coalescer
 from service.db.pool import Pool
-from service.routes import batch, docs, health, missing, tasks
+from service.queries.changes import watch_counters
+from service.routes import batch, changes, docs, health, missing, tasks
 from service.settings import Settings
 from service.web.application import Service
 from service.web.openapi import document
@@ -27,14 +29,16 @@ def create_app(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await app.state.db.open()
         await health.report(app.state.db)
+        watching = asyncio.create_task(watch_counters(app.state.db))
         async with published.kept_fresh() if published else nullcontext():
             gc.collect()
             gc.freeze()  # what is there now stays: the collector need not look through it again and again
             yield
             gc.unfreeze()
+        watching.cancel()
         await app.state.db.close()
 
-    routes = [*tasks.routes, *batch.routes, *health.routes, *docs.routes]
+    routes = [*tasks.routes, *batch.routes, *changes.routes, *health.routes, *docs.routes]
     app = Service(routes, missing.no_route, lifespan, settings)
     app.state.settings = settings
     app.state.openapi = document(app.routes)

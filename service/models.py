@@ -23,6 +23,7 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 # Unicode's White_Space, which is what pydantic trims; regular expressions' \s differs from dialect to dialect
 WHITE_SPACE = r"\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 USER_ID_LENGTH = 255
+BIGGEST_VERSION = 2**53 - 1  # JavaScript's numbers are exact up to there
 NO_NUL = {"pattern": r"^[^\u0000]*$"}  # PostgreSQL's text has no NUL
 
 
@@ -174,7 +175,7 @@ class Task(BaseModel):
     created_at: AwareDatetime
     updated_at: AwareDatetime = Field(description="moves on every change")
     deleted_at: AwareDatetime | None = Field(description="null for every live task")
-    version: int = Field(ge=1, lt=2**53, description="the number of the user's change that last touched this task")
+    version: int = Field(ge=1, le=BIGGEST_VERSION, description="the number of the change that last touched this task")
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def whole_number(value: Any) -> Any:
 
 IfVersion = Annotated[
     int,
-    Field(ge=1, le=2**53 - 1, description="a 412 when the task has another version"),
+    Field(ge=1, le=BIGGEST_VERSION, description="a 412 when the task has another version"),
     BeforeValidator(whole_number),
 ]
 
@@ -298,6 +299,72 @@ class BatchResult(BaseModel):
 
     committed: bool = Field(description="whether anything is kept")
     version: int | None = Field(
-        ge=1, lt=2**53, description="the number of all that the batch has changed; null when it has changed nothing"
+        ge=1,
+        le=BIGGEST_VERSION,
+        description="the number of all that it has changed; null when it has changed nothing",
     )
     results: list[BatchResultItem]
+
+
+# Changes --------------------------------------------------------------------------------------------------------------
+
+
+class ChangesPage(BaseModel):
+    """What has changed since a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=0, le=BIGGEST_VERSION, description="up to which number this tells all: the next `since`")
+    has_more: bool = Field(description="whether another page follows")
+    tasks: list[Task] = Field(description="as they are now, in the order of their versions, those in the trash too")
+    erased: list[TaskId] = Field(description="the tasks that were erased for good")
+
+
+class HistoryEntry(BaseModel):
+    """What one change did to one task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1, le=BIGGEST_VERSION, description="the number of the change")
+    at: AwareDatetime
+    operation: str = Field(description="the request's: create, update, complete, delete, restore, batch, undo")
+    task_id: TaskId
+    before: dict[str, Any] | None = Field(description="the fields that were changed, before; null for a new task")
+    after: dict[str, Any] = Field(description="the same fields, after")
+
+
+class Undo(_Part):
+    """Which change is taken back."""
+
+    version: Annotated[
+        int, Field(ge=1, le=BIGGEST_VERSION, description="the number of the change"), BeforeValidator(whole_number)
+    ]
+
+
+class Conflict(BaseModel):
+    """Fields of a task that have been changed since."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task_id: TaskId
+    fields: list[str]
+
+
+class UndoConflict(BaseModel):
+    """Why nothing was undone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    detail: str
+    conflicts: list[Conflict]
+
+
+class UndoResult(BaseModel):
+    """What the undo has changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = Field(
+        ge=1, le=BIGGEST_VERSION, description="its number, to undo it in turn; null when all was as before already"
+    )
+    tasks: list[Task] = Field(description="those that it has changed, as they are now")

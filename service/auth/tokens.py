@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 from jwt.exceptions import InvalidJTIError
@@ -47,6 +47,13 @@ class UnknownKey(Problem):
         self.key_id = key_id
 
 
+class Verified(NamedTuple):
+    """What a good token says."""
+
+    subject: str
+    expires: int  # seconds since 1970, the tolerated difference of clocks included
+
+
 class Tokens:
     """Checks tokens, and remembers the good ones until they expire: the signature of each is checked once.
 
@@ -64,19 +71,18 @@ class Tokens:
         self._issuer = issuer
         self._audience = audience
         self.published = published
-        self._remembered: dict[bytes, tuple[str, float]] = {}
+        self._remembered: dict[bytes, Verified] = {}
         if published is not None:
             published.on_loss = self._remembered.clear  # a token is not good for longer than its key
 
-    def subject(self, authorization: bytes | None) -> str:
-        """Returns the `sub` of the header's token; raises Problem, a 401 that says what is wrong, or UnknownKey."""
+    def verified(self, authorization: bytes | None) -> Verified:
+        """Returns what the header's token says; raises Problem, a 401 that says what is wrong, or UnknownKey."""
         if authorization is None:
             raise _refusal("Missing authorization header")
         known = self._remembered.get(authorization)
         if known is not None:
-            known_subject, expires = known
-            if time.time() < expires:
-                return known_subject
+            if time.time() < known.expires:
+                return known
             del self._remembered[authorization]
             raise _refusal("Token has expired")
         scheme, _, token = authorization.decode("latin-1").partition(" ")
@@ -88,11 +94,12 @@ class Tokens:
             raise _refusal("Token missing 'sub' claim")
         if SURROGATE.search(subject):
             raise _invalid("shape: its user is no Unicode text")
+        verified = Verified(subject, int(claims["exp"]) + LEEWAY)
         if len(authorization) <= REMEMBERED_BYTES:
             if len(self._remembered) >= REMEMBERED:
                 del self._remembered[next(iter(self._remembered))]  # the oldest
-            self._remembered[authorization] = (subject, int(claims["exp"]) + LEEWAY)
-        return subject
+            self._remembered[authorization] = verified
+        return verified
 
     def _verified(self, token: str) -> dict[str, Any]:
         if len(token) > TOKEN_BYTES:
@@ -135,7 +142,7 @@ async def authenticate(request: Request) -> str:
 
     `me` in the path is whoever has sent the token. It waits only for a published key that is not known yet.
     """
-    subject = await token_subject(request)
+    subject, expires = await verified_token(request)
     user_id: str = request.path_params["user_id"]
     if user_id != subject and user_id != "me":
         raise _refusal("User ID mismatch")
@@ -148,18 +155,19 @@ async def authenticate(request: Request) -> str:
     if "\0" in subject:
         raise invalid(["path", "user_id"], "String should not contain the character NUL", "nul")
     request.scope["user_id"] = subject  # for the log's line
+    request.scope["expires"] = expires  # for a stream
     return subject
 
 
-async def token_subject(request: Request) -> str:
-    """Returns the user whose token this is, whatever the path says; raises Problem, 401 or 503."""
+async def verified_token(request: Request) -> Verified:
+    """Returns whose token this is, whatever the path says; raises Problem, 401 or 503."""
     tokens: Tokens = request.app.state.tokens
     authorization = _authorization(request)
     try:
-        return tokens.subject(authorization)
+        return tokens.verified(authorization)
     except UnknownKey as unknown:
         await request.app.state.tokens.published.look_for(unknown.key_id)
-    return tokens.subject(authorization)
+    return tokens.verified(authorization)
 
 
 def _failed_check(error: Exception) -> str:

@@ -36,6 +36,7 @@ from typing import Any
 
 import asyncpg
 
+from service.db.hub import Hub
 from service.db.pool import Pool, Unavailable
 
 SHARED, ALONE, SLOW = range(3)
@@ -244,6 +245,7 @@ class Coalescer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.hub = Hub()  # for whoever waits for what is written here
         spare = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and dear statements must not take every connection
         self._sides = _Side(spare), _Side(spare)  # of reads, and of writes
         self._trips: set[_Trip] = set()
@@ -273,7 +275,8 @@ class Coalescer:
         asyncpg.PostgresError for what the statement itself did wrong.
         """
         side = self._sides[statement.writes]
-        user = arguments[0] if arguments else None
+        # what is not about one user has a line of its own
+        user = arguments[0] if arguments and isinstance(arguments[0], str) else statement
         line = side.lines.get(user) or side.new_line(user)
         call = _Call(line, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
         if (line.is_under_way or line.cost > CHEAP) and side.expected_wait(line) > LONGEST_WAIT:

@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from service.db.coalescer import Coalescer, waited
+from service.db.coalescer import Coalescer
 from service.queries import call, read
 
+CHANGE_OLDEST = read("changes/change_oldest")
 KEY_OLDEST = read("keys/key_oldest")
+PURGE_CHANGES = call("select tasks.purge_changes($1, $2, $3, $4, $5)")
 PURGE_KEYS = call("select tasks.purge_keys($1, $2, $3, $4)")
 PURGE_TASKS = call("select tasks.purge_tasks($1, $2, $3, $4)")
 TRASH_OLDEST = read("tasks/trash_oldest")
@@ -20,6 +22,8 @@ Value = TypeVar("Value")
 
 STEP = 1000  # rows that one statement looks for, and erases at most
 KEY_HOURS = 24
+HISTORY_DAYS = 30
+ERASED_DAYS = 400  # so long the feed tells which tasks were erased
 
 
 class Purged(NamedTuple):
@@ -28,18 +32,31 @@ class Purged(NamedTuple):
     tasks: int
     users: int  # whose tasks these were
     keys: int
+    changes: int  # rows of history
 
 
 async def purge(db: Coalescer, days: int) -> Purged:
-    """Erases the tasks that have been in the trash for more days, and the keys of retries that are a day old.
+    """Erases tasks that have been in the trash for more days, keys of retries that are a day old, and old history.
 
     Raises Unavailable; what was erased by then stays erased.
     """
-    waited.set([])  # each call of the database notes there how long it took; here nobody asks
     now = datetime.now(UTC)
     tasks = await _erase(db, now - timedelta(days=days), oldest_trash, purge_tasks)
     keys = await _erase(db, now - timedelta(hours=KEY_HOURS), oldest_keys, purge_keys)
-    return Purged(sum(tasks.values()), len(tasks), sum(keys.values()))
+    changes = await _erase_history(db, now)
+    return Purged(sum(tasks.values()), len(tasks), sum(keys.values()), changes)
+
+
+async def _erase_history(db: Coalescer, now: datetime) -> int:
+    """Erases history step by step, of one user after the other; returns how many rows."""
+    before, erased_before = now - timedelta(days=HISTORY_DAYS), now - timedelta(days=ERASED_DAYS)
+    erased, last = 0, ""
+    while last is not None:
+        last, users = await db.fetch(CHANGE_OLDEST, last, before, erased_before, STEP)
+        for user in users:
+            while gone := (await db.fetch(PURGE_CHANGES, user, before, erased_before, STEP))[0]:
+                erased += gone
+    return erased
 
 
 async def _erase(

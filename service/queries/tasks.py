@@ -7,15 +7,16 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from service.db.coalescer import Coalescer
+from service.db.coalescer import Coalescer, Statement
 from service.models import Body, TaskCreate, TaskUpdate
 from service.queries import call, read
 
 TASK_FIND = read("tasks/task_find")
 TASK_LIST = read("tasks/task_list")
 TASK_SEARCH = read("tasks/task_search")
-INSERT_TASK = call("select * from tasks.insert_task($1, $2, $3, $4, $5, $6)")
-CHANGE_TASK = call("select * from tasks.change_task($1, $2, $3, $4, $5, $6)")
+# With all arguments: one that is left to its default would also fit a later version's function, which has more.
+INSERT_TASK = call("select * from tasks.insert_task($1, $2, $3, $4, $5, $6, null)")
+CHANGE_TASK = call("select * from tasks.change_task($1, $2, $3, $4, $5, $6, null)")
 RUN_BATCH = call("select * from tasks.run_batch($1, $2, $3, $4, $5)")
 
 PageKey = tuple[int, str, str]  # the rank, name and id by which a task has its place in a list
@@ -122,7 +123,14 @@ async def insert_task(db: Coalescer, user_id: str, task: TaskCreate, key: str | 
     With a key also `replayed`, with the answer that the same request got before, or `key_used` by another request.
     """
     request_hash = key and _hash(task)
-    return Written(*await db.fetch(INSERT_TASK, user_id, task.id, _sent(task), key, request_hash))
+    return await _write(db, INSERT_TASK, user_id, task.id, _sent(task), key, request_hash)
+
+
+async def _write(db: Coalescer, statement: Statement, user_id: str, *arguments: Any) -> Written:
+    written = Written(*await db.fetch(statement, user_id, *arguments))
+    if written.outcome in ("created", "changed"):
+        db.hub.tell(user_id, written.version or 0)
+    return written
 
 
 def _sent(body: Body) -> str:
@@ -140,26 +148,26 @@ async def update_task(
     db: Coalescer, user_id: str, task_id: str, change: TaskUpdate, if_match: list[str] | None = None
 ) -> Written:
     """Changes the fields of the live task that were sent: `changed`, `unchanged`, `not_found` or `other_version`."""
-    return Written(*await db.fetch(CHANGE_TASK, user_id, "update", task_id, _sent(change), if_match))
+    return await _write(db, CHANGE_TASK, user_id, "update", task_id, _sent(change), if_match)
 
 
 async def toggle_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Completes the live task if it was not, else makes it pending: `changed`, `not_found` or `other_version`."""
-    return Written(*await db.fetch(CHANGE_TASK, user_id, "toggle", task_id, None, if_match))
+    return await _write(db, CHANGE_TASK, user_id, "complete", task_id, None, if_match)
 
 
 async def delete_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Moves the live task to the trash: `changed`, `not_found` or `other_version`."""
-    return Written(*await db.fetch(CHANGE_TASK, user_id, "delete", task_id, None, if_match))
+    return await _write(db, CHANGE_TASK, user_id, "delete", task_id, None, if_match)
 
 
 async def restore_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Takes the task out of the trash: `changed`, `not_found` (there) or `other_version`."""
-    return Written(*await db.fetch(CHANGE_TASK, user_id, "restore", task_id, None, if_match))
+    return await _write(db, CHANGE_TASK, user_id, "restore", task_id, None, if_match)
 
 
 class Operation(NamedTuple):
-    """One operation of a batch: create, update, toggle, delete or restore."""
+    """One operation of a batch: create, update, complete, delete or restore."""
 
     op: str
     id: str
@@ -189,4 +197,5 @@ async def run_batch(
     """
     text = f"[{','.join(operation.json() for operation in operations)}]"
     version, outcomes, tasks = await db.fetch(RUN_BATCH, user_id, text, atomic, dry_run)
-    return Ran(version, outcomes or [], tasks or [])
+    db.hub.tell(user_id, version or 0)
+    return Ran(version, outcomes, tasks)

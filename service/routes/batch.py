@@ -42,7 +42,7 @@ class _Result(NamedTuple):
 TAKEN_BACK = _Result(424, detail="Another operation failed")
 
 
-@describe(200, "The results, in the order of the operations", body=Batch, errors=(409,), answer=BatchResult)
+@describe(200, "The results, in the order of the operations", body=Batch, answer=BatchResult, conflict=BatchResult)
 async def run_batch(request: Request) -> Response:
     """Make many changes as one.
 
@@ -120,7 +120,7 @@ def _change(operation: BatchOperation, most: int) -> Operation:
             task = TaskUpdate(is_completed=wanted.is_completed)
             return Operation("update", operation.id, operation.if_version, task)
         case BatchComplete():
-            return Operation("toggle", operation.id, operation.if_version)
+            return Operation("complete", operation.id, operation.if_version)
         case _:
             return Operation(operation.op, operation.id, operation.if_version)
 

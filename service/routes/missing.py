@@ -3,7 +3,7 @@
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from service.auth.tokens import authenticate, token_subject
+from service.auth.tokens import authenticate, verified_token
 from service.web.errors import Problem
 
 
@@ -12,7 +12,7 @@ async def no_route(error: HTTPException, request: Request) -> Problem:
     if request.scope["path"].startswith("/api/"):
         try:
             # A path that does not exist is nobody's: a client that mistypes one must not think it is signed out.
-            await (token_subject if error.status_code == 404 else authenticate)(request)
+            await (verified_token if error.status_code == 404 else authenticate)(request)
         except Problem as refusal:
             return refusal
     headers = dict(error.headers or {})

@@ -204,7 +204,11 @@ class _Exchange:
                 (b"x-content-type-options", b"nosniff"),
                 (b"server-timing", timing),
             ]
-            headers += API_HEADERS if self._scope["path"].startswith("/api/") else OTHER_HEADERS
+            headers += (
+                self._scope.get("api_headers", API_HEADERS)
+                if self._scope["path"].startswith("/api/")
+                else OTHER_HEADERS
+            )
             headers += self.cors
         await self._send(message)
 

@@ -17,19 +17,28 @@ from service.models import (
     USER_ID_LENGTH,
     Batch,
     BatchResult,
+    ChangesPage,
+    HistoryEntry,
     Priority,
     Status,
     Task,
     TaskComplete,
     TaskCreate,
     TaskUpdate,
+    Undo,
+    UndoConflict,
+    UndoResult,
 )
-from service.web.route import Description, Endpoint, Resource
-from service.web.search import FIELDS, SORTS, Parameter
+from service.web.parameters import Parameter
+from service.web.route import Endpoint, Resource, describe
+from service.web.search import FIELDS, SORTS
 
 Json = dict[str, Any]
 
-MODELS: tuple[type[BaseModel], ...] = (Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult)
+MODELS: tuple[type[BaseModel], ...] = (
+    *(Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult),
+    *(ChangesPage, HistoryEntry, Undo, UndoConflict, UndoResult),
+)
 REF = "#/components/schemas/"
 
 # Values that stand in many places: with a name of their own, generators make one type of them instead of many.
@@ -71,12 +80,16 @@ ERRORS: dict[int, tuple[str, Any]] = {
         "No HTTP/1.1 request: exactly one Host header is needed, not 0",
     ),
     401: ("The token is missing, wrong, expired, or another user's", "Token has expired"),
-    404: ("The user has no such task", "Task not found"),
+    404: ("The user has no such task, or no such change", "Task not found"),
     408: (
         "The body did not arrive within 5 seconds, or then with less than 64 KiB a second",
         "Request body incomplete",
     ),
     409: ("The user already has a task with this id", "Task already exists"),
+    410: (
+        "What is asked for is gone: changes since a number that is too old, or ahead; the history of a change",
+        "Start again from since=0",
+    ),
     412: ("The task has another version than those of If-Match; ETag has it", "Task has changed"),
     413: ("The body is over 64 KiB, or 1 MiB for a batch", "Request body too large"),
     415: ("The body's content type is not JSON", "Unsupported media type"),
@@ -128,6 +141,7 @@ EXAMPLES: dict[type[BaseModel], Json] = {
     TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
     TaskUpdate: {"status": "in_progress"},
     TaskComplete: {"is_completed": True},
+    Undo: {"version": 1763886600124},
     Batch: {
         "operations": [
             {"op": "create", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"title": "Buy milk"}},
@@ -152,11 +166,36 @@ TASK_EXAMPLE: Json = {
 }
 
 ANSWERS: dict[type[BaseModel], Json] = {
-    BatchResult: {"committed": True, "results": [{"status": 201, "task": TASK_EXAMPLE}, {"status": 204}]}
+    Task: TASK_EXAMPLE,
+    BatchResult: {
+        "committed": True,
+        "version": TASK_EXAMPLE["version"],
+        "results": [{"status": 201, "task": TASK_EXAMPLE}, {"status": 204}],
+    },
+    ChangesPage: {"version": TASK_EXAMPLE["version"], "has_more": False, "tasks": [TASK_EXAMPLE], "erased": []},
+    HistoryEntry: {
+        "version": 1763886600124,
+        "at": "2026-11-23T08:31:00.123456+00:00",
+        "operation": "update",
+        "task_id": TASK_EXAMPLE["id"],
+        "before": {"title": "Buy milk"},
+        "after": {"title": "Buy oat milk"},
+    },
+    UndoResult: {"version": 1763886600125, "tasks": [TASK_EXAMPLE]},
 }
-BATCH_CONFLICT: Json = {
-    "committed": False,
-    "results": [{"status": 424, "detail": "Another operation failed"}, {"status": 404, "detail": "Task not found"}],
+CONFLICTS: dict[type[BaseModel], Json] = {
+    BatchResult: {
+        "committed": False,
+        "version": None,
+        "results": [{"status": 424, "detail": "Another operation failed"}, {"status": 404, "detail": "Task not found"}],
+    },
+    UndoConflict: {"detail": "Changed since", "conflicts": [{"task_id": TASK_EXAMPLE["id"], "fields": ["title"]}]},
+}
+LAST_EVENT_ID: Json = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "the id of the last event that was received; goes before `since`",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,16}$"},
 }
 
 PATH_PARAMETERS: dict[str, Json] = {
@@ -295,11 +334,14 @@ def _described(route: Resource, operation: Endpoint) -> Json:
         parameters.append(IF_MATCH)
     if described.takes_key:
         parameters.append(IDEMPOTENCY_KEY)
+    if described.streams:
+        parameters.append(LAST_EVENT_ID)
     if parameters:
         found["parameters"] = parameters
     errors = (
         set(described.errors)
         | ({412} if described.takes_versions else set())
+        | ({409} if described.conflict is not None else set())
         | set(HEALTH_ERRORS if described.health else API_ERRORS)
     )
     if described.body is not None:
@@ -328,23 +370,26 @@ def _query_parameter(name: str, parameter: Parameter) -> Json:
     return found
 
 
-def _success(described: Description) -> Json:
+def _success(described: describe) -> Json:
     extra = (("ETag",) if described.conditional else ()) + described.headers
     if described.takes_key:
         extra += ("Idempotent-Replayed",)
     response: Json = {"description": described.result, "headers": _headers(described, extra)}
     if described.health:
         response["content"] = _json({"$ref": REF + "Health"}, {"status": "ok"})
-    elif described.many:
-        response["content"] = _json({"type": "array", "items": {"$ref": REF + "Task"}}, [TASK_EXAMPLE])
-    elif described.answer is not None:
-        response["content"] = _json({"$ref": REF + described.answer.__name__}, ANSWERS[described.answer])
     elif described.status != 204:
-        response["content"] = _json({"$ref": REF + "Task"}, TASK_EXAMPLE)
+        schema: Json = {"$ref": REF + described.answer.__name__}
+        example = ANSWERS[described.answer]
+        if described.streams:
+            response["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        elif described.many:
+            response["content"] = _json({"type": "array", "items": schema}, [example])
+        else:
+            response["content"] = _json(schema, example)
     return response
 
 
-def _failure(status: int, described: Description) -> Json:
+def _failure(status: int, described: describe) -> Json:
     text, detail = ERRORS[status]
     if described.health and status == 503:
         detail = "database: it does not answer"
@@ -352,13 +397,13 @@ def _failure(status: int, described: Description) -> Json:
     return {
         "description": text,
         "headers": _headers(described, extra),
-        "content": _json({"$ref": REF + described.answer.__name__}, BATCH_CONFLICT)
-        if status == 409 and described.answer is not None
+        "content": _json({"$ref": REF + described.conflict.__name__}, CONFLICTS[described.conflict])
+        if status == 409 and described.conflict is not None
         else _json({"$ref": REF + ("ValidationProblem" if status == 422 else "Problem")}, {"detail": detail}),
     }
 
 
-def _headers(described: Description, extra: tuple[str, ...]) -> Json:
+def _headers(described: describe, extra: tuple[str, ...]) -> Json:
     names = ALWAYS + (() if described.health else ("Cache-Control",)) + extra
     return {name: {"$ref": "#/components/headers/" + name} for name in names}
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from service.models import canonical_uuid, writable
 from service.web.errors import MOST_ENTRIES, Invalid, Problem, Wrong, cut, guess, invalid, shown
-from service.web.search import sent_parameters
+from service.web.parameters import sent_parameters
 
 BODY_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024

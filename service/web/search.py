@@ -4,17 +4,16 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any, get_args
-from urllib.parse import parse_qsl, quote, urlencode
+from typing import get_args
+from urllib.parse import quote, urlencode
 
 from service.models import UUID, Priority, Status, Task
 from service.queries.tasks import PageKey, Search
-from service.web.errors import Invalid, Wrong, cut, guess, invalid, shown
-
-Json = dict[str, Any]
+from service.web.errors import invalid
+from service.web.parameters import Json, Parameter, read_parameters, sent_parameters, whole_number
 
 SORTS = ("created_at", "updated_at", "completed_at", "title", "priority", "status")
 LARGEST_PAGE = 1000
@@ -26,16 +25,6 @@ LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
 FREE = ("limit", "cursor", "fields", "count", "after")  # what may differ from page to page
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A query parameter: how its value is read, and what the documentation says of it."""
-
-    read: Callable[[str], Any]  # raises ValueError, which says what is accepted
-    description: str
-    schema: Json
-    example: Any
 
 
 def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -89,12 +78,6 @@ def _sort(value: str) -> str:
     return value
 
 
-def _limit(value: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,3}", value, re.ASCII) or int(value) > LARGEST_PAGE:
-        raise ValueError(f"a whole number from 1 to {LARGEST_PAGE}")
-    return int(value)
-
-
 def _names_schema(names: tuple[str, ...]) -> Json:
     return {"type": "array", "minItems": 1, "items": {"type": "string", "enum": [*names]}}
 
@@ -142,7 +125,7 @@ PARAMETERS: dict[str, Parameter] = {
         "-priority",
     ),
     "limit": Parameter(
-        _limit,
+        whole_number(1, LARGEST_PAGE),
         "how many tasks at most; without it, all. A page that another one follows has it in `Link`",
         {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE},
         50,
@@ -162,60 +145,8 @@ PARAMETERS: dict[str, Parameter] = {
 
 def read_search(query_string: bytes, user_id: str) -> Search:
     """Returns what the query string asks for; raises Problem, a 422 with everything that is wrong."""
-    values: dict[str, Any] = {}
-    problems: list[tuple[str, str, str]] = []  # name, message and type; of an unknown one the message is yet to be made
-    for name, texts in sent_parameters(query_string).items():
-        text = ",".join(texts)
-        problem = _general_problem(name, text, len(texts))
-        if problem is None:
-            try:
-                values[name] = PARAMETERS[name].read(text)
-            except ValueError as error:
-                problem = f"Input should be {error}, not {shown(text)}", "invalid"
-        if problem is not None:
-            problems.append((name, *problem))
-    if problems:
-        raise Wrong(map(_entry, problems), len(problems))
-    search = Search(**values)
+    search = Search(**read_parameters(query_string, PARAMETERS))
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
-
-
-def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
-    """Returns the values of each parameter that the query string names."""
-    # what is no UTF-8 becomes surrogates, which nothing else can become
-    text = query_string.decode("utf-8", "surrogateescape")
-    found: dict[str, list[str]] = {}
-    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
-        found.setdefault(name, []).append(value)
-    return found
-
-
-def _is_list(name: str) -> bool:
-    """Whether the parameter's values may be sent one by one, as some generated clients do."""
-    return name in PARAMETERS and PARAMETERS[name].schema["type"] == "array"
-
-
-def _entry(problem: tuple[str, str, str]) -> Invalid:
-    name, message, type_ = problem
-    if type_ == "extra":
-        message = f"Unknown parameter{guess(name, PARAMETERS)}; a list knows {', '.join(PARAMETERS)}"
-    return Invalid(loc=["query", cut(name)], msg=message, type=type_)
-
-
-def _general_problem(name: str, text: str, times: int) -> tuple[str, str] | None:
-    """Returns message and type of what is wrong whatever the parameter, or None."""
-    if name not in PARAMETERS:
-        return "", "extra"
-    if times > 1 and not _is_list(name):
-        return f"Parameter should be given once, not {times} times", "repeated"
-    if re.search("[\ud800-\udfff]", text):
-        return "String should be UTF-8", "string_unicode"
-    if "\0" in text:
-        return "String should not contain the character NUL", "nul"
-    longest = PARAMETERS[name].schema.get("maxLength")
-    if longest is not None and len(text) > longest:
-        return f"String should have at most {longest} characters, not {len(text)}", "string_too_long"
-    return None
 
 
 # The cursor -----------------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ class Server(uvicorn.Server):
         uvicorn alone closes the listening socket, which resets those in its queue, and closes every connection that has
         no request yet.
         """
+        self.config.loaded_app.state.db.hub.close()  # streams end at once, so that their clients come back elsewhere
         if self._beats is None:  # else there are others to accept, or the process that watches does it
             stop_connecting(self._listener)
         await asyncio.sleep(CONNECTING_SECONDS)

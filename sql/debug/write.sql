@@ -13,7 +13,7 @@ select outcome, version, task from tasks.insert_task(:'user', '1s', :'id', '{"ti
 -- A patch: what is absent stays, null clears the description.
 select * from tasks.change_task(:'user', '1s', 'update', :'id', '{"priority": "high", "description": "Two litres"}');
 -- The versions that If-Match lists: the task has another one by now.
-select * from tasks.change_task(:'user', '1s', 'toggle', :'id', p_if_match => array[:'version']);
+select * from tasks.change_task(:'user', '1s', 'complete', :'id', p_if_match => array[:'version']);
 select * from tasks.change_task(:'user', '1s', 'delete', :'id');
 -- Many changes as one: atomic, and no dry run.
 select version, unnest(outcomes) as outcome, unnest(tasks) as task

@@ -2,9 +2,10 @@
 -- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not one of p_if_match, and
 -- then there is no JSON
 -- p_lock_timeout: for each lock in this transaction, like 500ms
--- p_operation: update, toggle (between completed and pending), delete (to the trash) or restore (from there)
+-- p_operation: update, complete, delete (to the trash) or restore (from there)
 -- p_id: the task
--- p_patch: what an update writes, of title, description, status, priority and is_completed; what is absent stays
+-- p_patch: what is written, of title, description, status, priority and is_completed; what is absent stays. To complete
+-- without it is to toggle.
 -- p_if_match: the versions that the task may have; null for any
 -- p_number: the number of a larger change, which has locked the account; null when this is the whole change
 create or replace function tasks.change_task(
@@ -33,13 +34,14 @@ begin
 
     wanted := before;
     case p_operation -- any other is an error
-        when 'update' then
+        when 'update', 'complete' then
             wanted := jsonb_populate_record(before, p_patch);
-            if p_patch ? 'is_completed' and not p_patch ? 'status' and wanted.is_completed <> before.is_completed then
+            if p_operation = 'complete' and p_patch is null then
+                wanted.is_completed := not before.is_completed;
+            end if;
+            if wanted.is_completed <> before.is_completed and (p_patch ? 'status') is not true then
                 wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
             end if;
-        when 'toggle' then
-            wanted.status := case when before.is_completed then 'pending' else 'completed' end;
         when 'delete' then
             wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
         when 'restore' then
@@ -55,16 +57,7 @@ begin
         );
         wanted.completed_at := case when wanted.is_completed then coalesce(before.completed_at, wanted.updated_at) end;
         wanted.version := coalesce(p_number, tasks.next_version(p_user));
-        update tasks.task t
-        set title = wanted.title,
-            description = wanted.description,
-            status = wanted.status,
-            priority = wanted.priority,
-            completed_at = wanted.completed_at,
-            updated_at = wanted.updated_at,
-            deleted_at = wanted.deleted_at,
-            version = wanted.version
-        where t.user_id = p_user and t.id = p_id;
+        perform tasks.save_task(before, wanted, case when p_number is null then p_operation else 'batch' end);
     end if;
     version := wanted.version;
     task := row_to_json(wanted);

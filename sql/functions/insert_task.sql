@@ -39,7 +39,15 @@ begin
             case when wanted.status = 'completed' then now end, now, now, version
         )
         on conflict (user_id, id) do nothing
-        returning row_to_json(t) into task;
+        returning * into wanted;
+        if found then
+            task := row_to_json(wanted);
+            insert into tasks.change (user_id, version, task_id, at, operation, after)
+            values (
+                p_user, version, p_id, now, case when p_number is null then 'create' else 'batch' end,
+                tasks.difference(wanted, null)
+            );
+        end if;
     end if;
 
     outcome := case

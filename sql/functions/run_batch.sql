@@ -3,7 +3,7 @@
 -- Nothing is kept of a dry run, nor when it is atomic and one of them fails, nor when nothing has changed.
 -- outcomes: as those of insert_task and change_task
 -- p_lock_timeout: for each lock in this transaction, like 500ms
--- p_operations: an array of {"op", "id", "if_version", "task"}; op is create, update, toggle, delete or restore
+-- p_operations: an array of {"op", "id", "if_version", "task"}; op is create, update, complete, delete or restore
 -- p_atomic: whether one failure takes everything back
 -- p_dry_run: whether everything is taken back
 create or replace function tasks.run_batch(

@@ -112,8 +112,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=10, help="of each measurement; 10 unless told")
     parser.add_argument("--warm-up", type=int, default=3, help="seconds before each measurement; 3 unless told")
     parser.add_argument("--save", action="store_true", help="keep the result beside the benchmark")
-    text = "another checkout of the service, as a further peer: what a change costs"
-    parser.add_argument("--before", type=lambda name: Path(name).resolve(), metavar="FOLDER", help=text)
+    text = "another checkout of the service, as a further peer: what a change costs; may be given several times"
+    add = parser.add_argument
+    add("--before", type=lambda name: Path(name).resolve(), action="append", default=[], metavar="FOLDER", help=text)
     others = parser.add_mutually_exclusive_group()
     add = others.add_argument
     add("--big", dest="mode", action="store_const", const="big", help="the service with 10,000,000 tasks, and 250,000")
@@ -129,6 +130,8 @@ def _arguments() -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="the service with N workers, and one")
     add("--soak", type=int, metavar="N", help="the service's memory over N requests")
     arguments = parser.parse_args()
+    if len({folder.name for folder in arguments.before}) < len(arguments.before):
+        parser.error("two folders of --before have the same name, and it is the row's")
     if arguments.workers or arguments.soak:
         arguments.mode = "workers" if arguments.workers else "soak"
     arguments.only = arguments.only or (

@@ -56,7 +56,9 @@ SEED_ACCOUNTS = (
 
 # One task of each user after the other, as in life: a user's tasks lie on as many pages.
 SEED_TASKS = """
-insert into tasks.task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version)
+insert into tasks.task (
+    id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version
+)
 select
     md5(user_id || '/' || n)::uuid,
     user_id,
@@ -120,7 +122,10 @@ def running(folder: Path) -> Iterator[Server]:
 def seed(server: Server, database: str, users: int) -> str:
     """Makes a database with so many users of 50 tasks each; returns its URL."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
+        name = sql.Identifier(database)
+        connection.execute(sql.SQL("create database {}").format(name))
+        # the peers, and earlier versions of the service, name no schema
+        connection.execute(sql.SQL("alter database {} set search_path = tasks, public").format(name))
     url = server.url(database)
     migrate(parse_address(url))
     values = {"first": FIRST_USER, "users": users, "each": TASKS_EACH}
@@ -135,7 +140,7 @@ def seed_whale(url: str, user: str = WHALE, tasks: int = WHALE_TASKS, words: str
     title, description = words[:99].strip() or None, words[99:] or "One of very many"
     values = {"user": user, "tasks": tasks, "title": title, "description": description}
     with psycopg.connect(url) as connection:
-        connection.execute("insert into tasks.account values (%s, %s)", (user, tasks))
+        connection.execute("insert into tasks.account (user_id, version) values (%s, %s)", (user, tasks))
         connection.execute(SEED_WHALE, values)
 
 
@@ -143,6 +148,7 @@ def reset(url: str) -> None:
     """Brings the tables back to their size: removes what a workload created, and what its updates left behind."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("delete from tasks.task where created_at >= %s", (SEEDED_UNTIL,))
+        connection.execute("truncate tasks.change, tasks.idempotency")
         connection.execute("vacuum (analyze) tasks.account, tasks.task")
         connection.execute("checkpoint")
 

@@ -49,17 +49,17 @@ class Stage:
         return lambda workload, connections, seed: measure(ground, peer, workload, connections, seed, self.timing)
 
 
-def standard(stage: Stage, names: list[str], connections: int, before: Path | None) -> LineUp:
+def standard(stage: Stage, names: list[str], connections: int, before: list[Path]) -> LineUp:
     """The service against its peers, and beside them the two limits; pgbench is measured with the first connections.
 
-    `before` is another checkout of the service, which becomes a peer.
+    Each of `before` is another checkout of the service, which becomes a peer under its folder's name.
     """
     ground = stage.ground()
     running = {name: stage.start(name, ground) for name in names if name in PEERS}
     same_answers(running["service"], [running[name] for name in running if name not in ("service", "empty")])
-    if before is not None:
-        running["before"] = replace(stage.start("service", ground, PYTHONPATH=str(before)), title="before")
-    line_up = {peer.title: stage.measuring(ground, peer) for name, peer in running.items() if name != "empty"}
+    peers = [running[name] for name in running if name != "empty"]
+    peers += [replace(stage.start("service", ground, PYTHONPATH=str(path)), title=path.name) for path in before]
+    line_up = {peer.title: stage.measuring(ground, peer) for peer in peers}
 
     def empty(workload: str, connections: int, seed: int) -> Sample | None:
         return (

@@ -39,7 +39,7 @@ STATEMENTS = {
     "list": (tasks.TASK_LIST, (USER, "null::text[]")),
     "unchanged": (tasks.TASK_LIST, (USER, "'{*}'::text[]")),
     "create": (tasks.INSERT_TASK, (USER, "'500ms'", "gen_random_uuid()", NEW_TASK, "null", "null")),
-    "complete": (tasks.CHANGE_TASK, (USER, "'500ms'", "'toggle'", TASK, "null", "null")),
+    "complete": (tasks.CHANGE_TASK, (USER, "'500ms'", "'complete'", TASK, "null", "null")),
     "update": (tasks.CHANGE_TASK, (USER, "'500ms'", "'update'", TASK, PATCH, "null")),
 }
 MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.models import Task
-from service.queries import purge
+from service.queries import changes, purge
 from service.queries import tasks as queries
 from tests.conftest import eventually, watched
 
@@ -25,9 +25,11 @@ Json = dict[str, Any]
 Answer = tuple[Any, ...]
 
 CREATE, CHANGE, BATCH = queries.INSERT_TASK.sql, queries.CHANGE_TASK.sql, queries.RUN_BATCH.sql
-ERASE_TASKS, ERASE_KEYS = purge.PURGE_TASKS.sql, purge.PURGE_KEYS.sql
+ERASE_TASKS, ERASE_KEYS, ERASE_CHANGES = purge.PURGE_TASKS.sql, purge.PURGE_KEYS.sql, purge.PURGE_CHANGES.sql
+UNDO = changes.UNDO_CHANGE.sql
 
 FIELDS = tuple(Task.model_fields)
+LOGGED = ("title", "description", "status", "priority", "completed_at", "deleted_at")
 IDS = tuple(str(UUID(int=number)) for number in range(1, 4))
 HASHES = bytes(32), b"\1" * 32
 EVER, NEVER = datetime(2101, 1, 1, tzinfo=UTC), datetime(2001, 1, 1, tzinfo=UTC)  # all is before, or nothing
@@ -49,6 +51,25 @@ async def connect(url: str) -> Any:
 
 
 @dataclass
+class Change:
+    """What a change did to a task: the request's operation, and the task before and after it."""
+
+    operation: str
+    before: Json | None = None
+    after: Json | None = None
+
+    def logged(self) -> tuple[str, Json | None, Json | None]:
+        """Returns it as the history has it: with the fields that differ."""
+        before, after = self.before, self.after
+        if after is None:
+            return self.operation, None, None
+        if before is None:
+            return self.operation, None, {name: after[name] for name in LOGGED if after[name] is not None}
+        differing = [name for name in LOGGED if before[name] != after[name]]
+        return self.operation, {name: before[name] for name in differing}, {name: after[name] for name in differing}
+
+
+@dataclass
 class Model:
     """A user's rows, as the calls should leave them.
 
@@ -57,8 +78,10 @@ class Model:
     """
 
     counter: int | None = None
+    floors: tuple[int, int] = 0, 0  # below which history is gone, and what tells of erased tasks
     tasks: dict[str, Json] = field(default_factory=dict)
     keys: dict[str, tuple[bytes, Json]] = field(default_factory=dict)
+    changes: dict[tuple[int, str], Change] = field(default_factory=dict)  # by number and task
 
     def create(self, seen: Json | None, task_id: str, fields: Json, key: str | None, request: bytes) -> Answer:
         """Creates a task, once for each key."""
@@ -73,12 +96,14 @@ class Model:
         task = dict.fromkeys(FIELDS) | {"id": task_id, "user_id": seen["user_id"], "priority": "medium"} | fields
         if "status" not in fields:
             task["status"] = "completed" if fields.get("is_completed") else "pending"
-        self._keep(task, now, self.next_number(seen))
+        self._keep("create", None, task, now, self.next_number(seen))
         if key is not None:
             self.keys[key] = request, self.tasks[task_id]
         return "created", task["version"], task
 
-    def change(self, seen: Json | None, what: str, task_id: str, patch: Json, if_match: list[str] | None) -> Answer:
+    def change(
+        self, seen: Json | None, what: str, task_id: str, patch: Json | None, if_match: list[str] | None
+    ) -> Answer:
         """Changes a task."""
         before = self.tasks.get(task_id)
         if before is None or (before["deleted_at"] is None) == (what == "restore"):
@@ -88,31 +113,32 @@ class Model:
         assert seen is not None
         now = seen["updated_at"]
         task = deepcopy(before)
-        match what:
-            case "update":
-                task |= {name: value for name, value in patch.items() if name != "is_completed"}
+        match what, patch:
+            case "complete", None:
+                task["status"] = "pending" if before["status"] == "completed" else "completed"
+            case "delete", None:
+                task["deleted_at"] = now
+            case "restore", None:
+                task["deleted_at"] = None
+            case _, dict():
+                task |= patch
                 if "status" not in patch and patch.get("is_completed") is True:
                     task["status"] = "completed"
                 if "status" not in patch and patch.get("is_completed") is False and before["status"] == "completed":
                     task["status"] = "pending"
-            case "toggle":
-                task["status"] = "pending" if before["status"] == "completed" else "completed"
-            case "delete":
-                task["deleted_at"] = now
-            case "restore":
-                task["deleted_at"] = None
+                task["is_completed"] = task["status"] == "completed"
         if task == before:
             return "unchanged", before["version"], before
         assert moment(now) > moment(before["updated_at"])
-        self._keep(task, now, self.next_number(seen))
+        self._keep(what, before, task, now, self.next_number(seen))
         return "changed", task["version"], task
 
     def batch(self, seen: list[Json | None], operations: list[Json], *, atomic: bool, dry_run: bool) -> Answer:
         """Does all of it with one number, or nothing."""
-        batch = _Batch(self.counter, deepcopy(self.tasks), deepcopy(self.keys))
+        batch = _Batch(self.counter, tasks=deepcopy(self.tasks), changes=deepcopy(self.changes))
         done = []
         for operation, task in zip(operations, seen, strict=True):
-            fields, if_version = operation["task"] or {}, operation["if_version"]
+            fields, if_version = operation["task"], operation["if_version"]
             if operation["op"] == "create":
                 done.append(batch.create(task, operation["id"], fields, None, b""))
             else:
@@ -122,7 +148,7 @@ class Model:
         is_wrong = atomic and bool({"not_found", "other_version", "exists"} & {*outcomes})
         is_kept = not dry_run and not is_wrong and bool({"created", "changed"} & {*outcomes})
         if is_kept:
-            self.counter, self.tasks = batch.number, batch.tasks
+            self.counter, self.tasks, self.changes = batch.number, batch.tasks, batch.changes
         return batch.number if is_kept else None, outcomes, [task for _, _, task in done]
 
     def purge_tasks(self, ids: list[str], before: datetime) -> int:
@@ -130,6 +156,8 @@ class Model:
         erased = {task for task in ids if task in self.tasks and self.tasks[task]["deleted_at"] and before == EVER}
         if erased and self.counter is not None:
             self.counter += 1
+            gone = {place: Change("erased") if place[1] in erased else kept for place, kept in self.changes.items()}
+            self.changes = gone | {(self.counter, task): Change("erase") for task in erased}
         self.tasks = {task_id: task for task_id, task in self.tasks.items() if task_id not in erased}
         return len(erased)
 
@@ -138,6 +166,21 @@ class Model:
         erased = {key for key in keys if key in self.keys and before == EVER}
         self.keys = {key: answer for key, answer in self.keys.items() if key not in erased}
         return len(erased)
+
+    def purge_changes(self, before: datetime, erased_before: datetime) -> int:
+        """Erases history."""
+        old = {
+            place: change.operation == "erase"
+            for place, change in self.changes.items()
+            if (erased_before if change.operation == "erase" else before) == EVER
+        }
+        self.changes = {place: change for place, change in self.changes.items() if place not in old}
+        history, erased = self.floors
+        self.floors = (
+            max([history, *(number for (number, _), tells in old.items() if not tells)]),
+            max([erased, *(number for (number, _), tells in old.items() if tells)]),
+        )
+        return len(old)
 
     def next_number(self, seen: Json) -> int:
         """Returns the number of one more change."""
@@ -148,12 +191,13 @@ class Model:
             self.counter += 1
         return self.counter
 
-    def _keep(self, task: Json, now: str, number: int) -> None:
+    def _keep(self, operation: str, before: Json | None, task: Json, now: str, number: int) -> None:
         task["is_completed"] = task["status"] == "completed"
         task["completed_at"] = (task["completed_at"] or now) if task["is_completed"] else None
         task["created_at"] = task["created_at"] or now
         task |= {"updated_at": now, "version": number}
         self.tasks[task["id"]] = task
+        self.changes.setdefault((number, task["id"]), Change(operation, before)).after = task
 
 
 class _Batch(Model):
@@ -165,6 +209,9 @@ class _Batch(Model):
         if self.number is None:
             self.number = super().next_number(seen)
         return self.number
+
+    def _keep(self, operation: str, before: Json | None, task: Json, now: str, number: int) -> None:
+        super()._keep("batch", before, task, now, number)
 
 
 def moment(text: str) -> datetime:
@@ -191,7 +238,7 @@ def agreeing(task: Json) -> Json:
 ID = st.sampled_from(IDS)
 FIELDS_SENT = st.fixed_dictionaries({"title": TITLE}, optional=OTHERS).map(agreeing)
 PATCH = st.fixed_dictionaries({}, optional={"title": TITLE} | OTHERS).map(agreeing)
-WHAT = st.sampled_from(["update", "update", "update", "toggle", "delete", "restore"])
+WHAT = st.sampled_from(["update", "update", "update", "complete", "complete", "delete", "restore"])
 # What the task has, what it gets by the user's next change, or neither
 VERSION = st.sampled_from(["own", "next", "other"])
 KEY = st.sampled_from(["key", "another-key"])
@@ -204,9 +251,17 @@ CALLS = st.lists(
         st.tuples(st.just("batch"), st.lists(OPERATION, max_size=6), st.booleans(), st.booleans()),
         st.tuples(st.just("purge_tasks"), st.lists(ID), BEFORE),
         st.tuples(st.just("purge_keys"), st.lists(KEY), BEFORE),
+        st.tuples(st.just("purge_changes"), BEFORE, BEFORE),
     ),
     max_size=12,
 )
+
+
+def patch_of(what: str, fields: Json) -> Json | None:
+    """Returns what a change takes of these fields: an update all, a completion at most the one that it is about."""
+    if what == "complete" and "is_completed" in fields:
+        return {"is_completed": fields["is_completed"]}
+    return fields if what == "update" else None
 
 
 async def compare(connection: Any, calls: list[Any]) -> None:
@@ -224,21 +279,22 @@ async def compare(connection: Any, calls: list[Any]) -> None:
                 outcome, number, answer = await connection.fetchrow(CREATE, *sent)
                 expected = model.create(loaded(answer), task, new, key, request)
                 assert (outcome, number, loaded(answer)) == expected
-            case "change", [operation, task, patch, if_match]:
+            case "change", [what, task, fields, if_match]:
+                patch = patch_of(what, fields)
                 versions = if_match and [version(which, task) for which in if_match]
-                sent = user, "1s", operation, task, json.dumps(patch) if operation == "update" else None, versions
+                sent = user, "1s", what, task, None if patch is None else json.dumps(patch), versions
                 outcome, number, answer = await connection.fetchrow(CHANGE, *sent)
-                expected = model.change(loaded(answer), operation, task, patch, versions)
+                expected = model.change(loaded(answer), what, task, patch, versions)
                 assert (outcome, number, loaded(answer)) == expected
             case "batch", [operations, atomic, dry_run]:
                 batch = [
                     {
-                        "op": op,
+                        "op": what,
                         "id": task,
-                        "if_version": int(version(which, task)) if which and op != "create" else None,
-                        "task": {"create": new, "update": patch}.get(op),
+                        "if_version": int(version(which, task)) if which and what != "create" else None,
+                        "task": new if what == "create" else patch_of(what, fields),
                     }
-                    for op, task, new, patch, which in operations
+                    for what, task, new, fields, which in operations
                 ]
                 number, outcomes, answers = await connection.fetchrow(
                     BATCH, user, "1s", json.dumps(batch), atomic, dry_run
@@ -249,7 +305,13 @@ async def compare(connection: Any, calls: list[Any]) -> None:
                 assert await connection.fetchval(ERASE_TASKS, user, "1s", ids, before) == model.purge_tasks(ids, before)
             case "purge_keys", [keys, before]:
                 assert await connection.fetchval(ERASE_KEYS, user, "1s", keys, before) == model.purge_keys(keys, before)
-        assert await stored(connection, user) == model
+            case "purge_changes", [before, erased_before]:
+                erased = await connection.fetchval(ERASE_CHANGES, user, "1s", before, erased_before, 1000)
+                assert erased == model.purge_changes(before, erased_before)
+        found = await stored(connection, user)
+        logged = {place: change.logged() for place, change in model.changes.items()}
+        assert await history(connection, user) == logged
+        assert found == replace(model, changes={})
 
 
 def loaded(answer: str | None) -> Json | None:
@@ -261,12 +323,26 @@ def loaded(answer: str | None) -> Json | None:
     return task
 
 
+async def history(connection: Any, user: str) -> dict[tuple[int, str], tuple[str, Json | None, Json | None]]:
+    """Returns the rows of history, as Change.logged() has them."""
+    rows = await connection.fetch(
+        "select version, task_id::text, operation, before, after from tasks.change where user_id = $1", user
+    )
+    return {
+        (number, task): (operation, before and json.loads(before), after and json.loads(after))
+        for number, task, operation, before, after in rows
+    }
+
+
 async def stored(connection: Any, user: str) -> Model:
-    """Returns what is in the tables."""
+    """Returns what is in the tables, but for the history."""
     tasks = await connection.fetch("select row_to_json(t) from tasks.task t where user_id = $1", user)
     keys = await connection.fetch("select key, request_hash, answer from tasks.idempotency where user_id = $1", user)
+    query = "select version, history_floor, erased_floor from tasks.account where user_id = $1"
+    counter, *floors = await connection.fetchrow(query, user) or (None, 0, 0)
     return Model(
-        await connection.fetchval("select version from tasks.account where user_id = $1", user),
+        counter,
+        (floors[0], floors[1]),
         {task["id"]: task for (text,) in tasks for task in [json.loads(text)]},
         {key: (request, json.loads(answer)) for key, request, answer in keys},
     )
@@ -346,9 +422,9 @@ async def test_if_match_is_compared_with_the_version_that_was_committed_meanwhil
     sessions: tuple[Any, Any], user: str
 ) -> None:
     _, version, _ = await sessions[0].fetchrow(*create(user))
-    update, if_match = change(user, "toggle"), change(user, "toggle", None, [str(version)])
+    update, if_match = change(user, "complete"), change(user, "complete", None, [str(version)])
     assert await meet(sessions, update, if_match) == ("other_version", version + 1, None)
-    if_match = change(user, "toggle", None, [str(version + 1)])
+    if_match = change(user, "complete", None, [str(version + 1)])
     assert (await meet(sessions, update, if_match, "rollback"))[:2] == ("changed", version + 2)
 
 
@@ -390,7 +466,7 @@ async def test_a_batch_that_waited_sees_what_was_committed_meanwhile(sessions: t
     _, version, _ = await sessions[0].fetchrow(*create(user))
     assert await meet(sessions, change(user, "delete"), batch(user, "update")) == (None, ["not_found"], [None])
     assert (await meet(sessions, change(user, "restore"), batch(user, "update")))[:2] == (version + 3, ["changed"])
-    assert await meet(sessions, batch(user, "delete"), change(user, "toggle")) == ("not_found", None, None)
+    assert await meet(sessions, batch(user, "delete"), change(user, "complete")) == ("not_found", None, None)
 
 
 async def test_a_restore_or_a_purge_that_waited_finds_the_task_restored(sessions: tuple[Any, Any], user: str) -> None:
@@ -411,11 +487,13 @@ def writes(user: str) -> list[Answer]:
     return [
         create(user, IDS[1], lock_timeout=WAITING),
         create(user, IDS[1], "another-key", lock_timeout=WAITING),
-        *(change(user, what, "{}", lock_timeout=WAITING) for what in ("update", "toggle", "delete", "restore")),
+        *(change(user, what, "{}", lock_timeout=WAITING) for what in ("update", "complete", "delete", "restore")),
         batch(user, "update", WAITING),
         batch(user, "create", WAITING),
         (ERASE_TASKS, user, WAITING, [IDS[0]], EVER),
         (ERASE_KEYS, user, WAITING, ["key"], EVER),
+        (ERASE_CHANGES, user, WAITING, EVER, EVER, 1000),
+        (UNDO, user, WAITING, 1),
     ]
 
 
@@ -442,7 +520,7 @@ async def test_whoever_waits_too_long_for_the_task_ends_and_has_done_nothing(
     before = await stored(first, user)
     async with first.transaction():
         await first.execute("select from tasks.task where user_id = $1 for update", user)  # as somebody in psql may
-        for call in (change(user, "toggle", lock_timeout=WAITING), batch(user, "delete", WAITING)):
+        for call in (change(user, "complete", lock_timeout=WAITING), batch(user, "delete", WAITING)):
             with pytest.raises(asyncpg.LockNotAvailableError):
                 await second.fetchrow(*call)
     assert await stored(first, user) == before
@@ -467,12 +545,13 @@ async def test_a_task_that_was_inserted_without_an_account_is_changed_like_any_o
     insert = "insert into tasks.task (user_id, id, title, version) values ($1, $2, 'x', 1)"
     await connection.execute(insert, user, IDS[0])
     assert await connection.fetchrow(*change(user, "restore")) == ("not_found", None, None)
-    assert await connection.fetchrow(*change(user, "toggle", None, ["2"])) == ("other_version", 1, None)
+    assert await connection.fetchrow(*change(user, "complete", None, ["2"])) == ("other_version", 1, None)
     assert (await connection.fetchrow(*change(user, "update", "{}")))[:2] == ("unchanged", 1)
     assert (await stored(connection, user)).counter is None, "nothing has changed"
     assert (await connection.fetchrow(*create(user)))["outcome"] == "exists"
-    for what in ("update", "toggle", "delete", "restore"):
-        outcome, version, _ = await connection.fetchrow(*change(user, what, '{"title": "y"}'))
+    for what in ("update", "complete", "delete", "restore"):
+        patch = '{"title": "y"}' if what == "update" else None
+        outcome, version, _ = await connection.fetchrow(*change(user, what, patch))
         assert (outcome, version) == ("changed", (await stored(connection, user)).counter)
 
 
@@ -486,7 +565,7 @@ async def test_the_purge_of_such_a_task_makes_the_account(connection: Any, user:
 async def test_an_operation_that_is_none_of_the_five_is_an_error(connection: Any, user: str) -> None:
     await connection.fetchrow(*create(user))
     before = await stored(connection, user)
-    for call in (change(user, "complete"), batch(user, "complete")):
+    for call in (change(user, "toggle"), batch(user, "toggle")):
         with pytest.raises(asyncpg.CaseNotFoundError):
             await connection.fetchrow(*call)
     assert await stored(connection, user) == before

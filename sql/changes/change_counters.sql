@@ -1,0 +1,9 @@
+-- change_counters.sql: the counters of users that have moved, as two arrays of the same length.
+-- The only statement of the service that is about several users: once a second, for all that are watched.
+-- $1 text[]: the users
+-- $2 bigint[]: their counters, as far as they are known
+select
+    coalesce(array_agg(user_id), array[]::text[]) as users,
+    coalesce(array_agg(version), array[]::bigint[]) as versions
+from unnest($1::text[], $2::bigint[]) as watched (id, known)
+join tasks.account on user_id = id and version > known

@@ -1,0 +1,17 @@
+-- change_oldest.sql: the users behind $1, in their order, who have history to be purged; and the last user that was looked at.
+-- last is null when there is none behind $1.
+-- $1 text: the user to begin behind; empty for the first
+-- $2 timestamptz: history from before this
+-- $3 timestamptz: what was told of erased tasks from before this
+-- $4 bigint: how many users to look at
+select
+    max(user_id) as last,
+    coalesce(array_agg(user_id) filter (where oldest < $2 and exists (
+        select
+        from tasks.change c
+        where c.user_id = account.user_id and c.at < case when c.operation = 'erase' then $3 else $2 end
+    )), array[]::text[]) as users
+from (select user_id from tasks.account where user_id > $1 order by user_id limit $4) account
+left join lateral (
+    select c.at as oldest from tasks.change c where c.user_id = account.user_id order by c.version limit 1
+) first on true -- of most users nothing else is read
