@@ -198,4 +198,4 @@ async def run_batch(
     text = f"[{','.join(operation.json() for operation in operations)}]"
     version, outcomes, tasks = await db.fetch(RUN_BATCH, user_id, text, atomic, dry_run)
     db.hub.tell(user_id, version or 0)
-    return Ran(version, outcomes or [], tasks or [])
+    return Ran(version, outcomes, tasks)

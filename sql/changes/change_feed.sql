@@ -6,7 +6,7 @@
 -- `new`; only then a task is read. version is the number up to which the page tells all: the counter on the last one.
 -- $1 text: the user
 -- $2 bigint: the number; 0 for all tasks
--- $3 integer: how many tasks at most, but for the rest of a change
+-- $3 bigint: how many tasks at most, but for the rest of a change
 -- $4 text[]: what If-None-Match lists, versions or *; null when it was not sent
 with counter as materialized (
     select

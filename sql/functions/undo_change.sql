@@ -2,6 +2,8 @@
 -- outcome: `changed`, with the new number, and the tasks that were changed, as JSON, those in the trash too; `unchanged`,
 -- when all is as it was before; `conflict`, when fields have been changed since: an array of {"task_id", "fields"}; nothing
 -- is written then; `not_found`, when the number is not the user's; `too_old`, when its history is gone
+-- p_lock_timeout: for each lock in this transaction, like 500ms
+-- p_version: the change's number
 create or replace function tasks.undo_change(
     p_user text, p_lock_timeout text, p_version bigint,
     out outcome text, out version bigint, out tasks json, out conflicts json
@@ -18,9 +20,9 @@ declare
     patch jsonb;
     field text;
     changed_since text[];
-    befores tasks.task[] := '{}';
-    wanteds tasks.task[] := '{}';
-    all_conflicts jsonb := '[]';
+    befores tasks.task[] := array[]::tasks.task[];
+    wanteds tasks.task[] := array[]::tasks.task[];
+    all_conflicts jsonb := jsonb_build_array();
     moment timestamptz;
 begin
     perform tasks.lock_account(p_user, p_lock_timeout);
@@ -83,7 +85,7 @@ begin
     tasks := '[]';
     if all_conflicts <> '[]' then
         outcome := 'conflict';
-        conflicts := all_conflicts;
+        conflicts := all_conflicts::json;
     elsif cardinality(wanteds) > 0 then
         outcome := 'changed';
         version := tasks.next_version(p_user);
