@@ -169,8 +169,8 @@ def _prepare_schema(address: Address) -> None:
         connection.execute(LOCK_TIMEOUT)
         try:
             connection.execute((SQL / "schema" / "prepare.sql").read_bytes())
-        except psycopg.errors.InsufficientPrivilege as error:  # where in the file is of no use to who grants it
-            raise psycopg.errors.InsufficientPrivilege(error.diag.message_primary) from None
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException) as error:
+            raise type(error)(error.diag.message_primary) from None  # where in the file is of no use to an operator
 
 
 def _apply(address: Address, applied: list[str]) -> None:
@@ -190,10 +190,10 @@ def _install_functions(address: Address) -> bool:
     Those with another signature stay: an earlier version of the service, which still runs, may call them.
     """
     with connect(address) as connection:
+        connection.execute(LOCK_TIMEOUT)
         latest = connection.execute("select hash from tasks.installed_functions order by installed_at desc limit 1")
         if latest.fetchone() == (known_functions(),):
             return False
-        connection.execute(LOCK_TIMEOUT)
         connection.execute(_functions())
         connection.execute(
             "insert into tasks.installed_functions values (%s)"

@@ -1,4 +1,4 @@
--- prepare.sql: makes the schema `tasks`, and moves into it all that an earlier version has left in another one: the tables,
+-- prepare.sql: makes the schema `tasks`, and moves into it what an earlier version has left in another one: the tables,
 -- the function, and what yoyo has noted of our migrations. `migrate` runs it first, as one transaction. No row of a task
 -- is copied, and what yoyo has noted for another application stays where it is.
 do $$
@@ -7,6 +7,7 @@ declare
         select from pg_class where relnamespace = to_regnamespace('tasks') and relname = '_yoyo_migration'
     );
     earlier regnamespace;
+    has_tasks boolean;
     ours text[];
     name text;
 begin
@@ -25,11 +26,18 @@ begin
         );
     end if;
 
-    -- where an earlier version found its tables, by the search path; somebody else's may be there too, by the same names
+    -- where an earlier version found its tables; by the search path, as somebody else may have some of the same names
     select c.relnamespace into earlier
     from pg_class c join pg_constraint own on own.connamespace = c.relnamespace
     where c.oid = to_regclass('_yoyo_migration') and own.conname = 'task_completed_at_matches_status';
-    if earlier is null or not is_first then
+    if earlier is null then
+        return;
+    end if;
+    if not is_first then
+        execute format('select exists (select from %s.task)', earlier) into has_tasks;
+        if has_tasks then
+            raise '%.task has tasks of an earlier version, and there is a tasks.task as well: rename one of them', earlier;
+        end if;
         return;
     end if;
 
@@ -55,7 +63,7 @@ begin
     execute format('select migration_id from %s._yoyo_migration limit 1', earlier) into name;
     if name is null then
         execute format(
-            'drop table %1$s._yoyo_migration, %1$s._yoyo_log, %1$s._yoyo_version, %1$s.yoyo_lock', earlier
+            'drop table if exists %1$s._yoyo_migration, %1$s._yoyo_log, %1$s._yoyo_version, %1$s.yoyo_lock', earlier
         );
     end if;
 end

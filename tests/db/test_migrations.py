@@ -1,6 +1,7 @@
 """The migrations, and the limits that the database itself keeps."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -37,7 +38,7 @@ def empty(database_url: str) -> Iterator[Address]:
 
 def dumped(address: Address) -> str:
     """Returns the schema as pg_dump writes it, without what changes from one run to the next."""
-    command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*yoyo*"]
+    command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*.*yoyo*"]
     environment = os.environ | address.for_psql()
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
@@ -209,7 +210,7 @@ def test_a_lock_that_stays_ends_in_a_message(
         with pytest.raises(Blocked, match=rf"held by pid {somebody.info.backend_pid} \(somebody, idle in transaction,"):
             migrate(empty)
         somebody.rollback()
-    assert migrate(empty) == ["9999-change"]
+    assert migrate(empty) == (["9999-change"] if table != "installed_functions" else []), "that is looked at last"
 
 
 # Rights ---------------------------------------------------------------------------------------------------------------
@@ -279,22 +280,41 @@ def migrate_as_before(address: Address, last: str = "0005") -> None:
 
 
 OURS = ["_yoyo_log", "_yoyo_migration", "account", "idempotency", "task"]
+LATER = [*sorted(name for name in known_migrations() if name > "0006"), "functions"]
 NEIGHBOURS = (
     'create table {0}.account (id text, "providerId" text)',
     "create table {0}.task (id int)",
     "insert into {0}.account values ('1', 'credential')",
     "insert into {0}.task values (1), (2)",
 )
+ANOTHER = "0001-another"
 NOTED = "insert into _yoyo_migration values ('hash', '0001-another', now())"
 NOTED_TOO = "insert into _yoyo_log (id, migration_hash, migration_id) values ('1', 'hash', '0001-another')"
 
 
-def rows(address: Address, place: str) -> dict[str, list[str]]:
+Rows = list[dict[str, str | None]]
+
+
+def rows(address: Address, place: str) -> dict[str, Rows]:
     """Returns all rows of the tables in this schema, without those that yoyo notes for another application."""
-    query = sql.SQL("select t::text from {} t order by 1")
+    query = sql.SQL(
+        "select (select json_object_agg(key, value) from json_each_text(row_to_json(t))) from {} t order by t::text"
+    )
     with schema.connect(address) as connection:
         found = {name: connection.execute(query.format(sql.Identifier(place, name))).fetchall() for name in OURS}
-    return {name: [row for (row,) in of_one if "another" not in row] for name, of_one in found.items()}
+    return {name: [row for (row,) in of_one if row.get("migration_id") != ANOTHER] for name, of_one in found.items()}
+
+
+def are_kept(before: dict[str, Rows], after: dict[str, Rows]) -> bool:
+    """Tells whether all rows are the same in all the columns that there were; yoyo's and no others may be more."""
+    for name in OURS:
+        columns = before[name][0].keys()
+        now = [{column: row[column] for column in columns} for row in after[name]]
+        if "yoyo" in name:
+            now = [row for row in now if row in before[name]]
+        if now != before[name]:
+            return False
+    return True
 
 
 def names(address: Address, place: str) -> list[str]:
@@ -349,10 +369,8 @@ def test_a_database_of_before_is_moved_without_losing_a_row(
     neighbours, before = names(empty, later), rows(empty, place)
     assert [len(before[name]) for name in OURS] == [5, 5, 2, 1, 2]
 
-    assert migrate(empty) == ["0006-functions", "functions"]
-    after = rows(empty, "tasks")
-    for name in OURS:
-        assert set(before[name]) < set(after[name]) if "yoyo" in name else before[name] == after[name]
+    assert migrate(empty) == LATER
+    assert are_kept(before, rows(empty, "tasks"))
     assert migrate(empty) == []
 
     left = names(empty, place)
@@ -360,7 +378,7 @@ def test_a_database_of_before_is_moved_without_losing_a_row(
     assert bool(left) == has_neighbours
     assert names(empty, later) == neighbours
     if has_neighbours:
-        assert noted(empty) == [("0001-another",)]
+        assert noted(empty) == [(ANOTHER,)]
 
     with serving(tmp_path, **external_to(empty)) as service:
         client = Client(service, "anna")
@@ -387,11 +405,8 @@ def test_two_that_move_a_database_at_once_are_safe(empty: Address) -> None:
     before = rows(empty, "public")
     with ThreadPoolExecutor() as threads:
         both = sorted(threads.map(migrate, [empty, empty]))
-    assert both == [[], ["0006-functions", "functions"]]
-    after = rows(empty, "tasks")
-    assert [after[name] for name in ("account", "task", "idempotency")] == [
-        before[name] for name in ("account", "task", "idempotency")
-    ]
+    assert both == [[], LATER]
+    assert are_kept(before, rows(empty, "tasks"))
 
 
 @pytest.mark.parametrize("table", OURS)
@@ -408,12 +423,22 @@ def test_a_lock_leaves_all_of_it_where_it_was(empty: Address, table: str, monkey
         assert names(empty, "tasks") == []
 
 
+def test_tasks_in_two_schemas_are_not_forgotten(empty: Address) -> None:
+    """As they come to be when an earlier version migrates and serves once more."""
+    migrate(empty)
+    migrate_as_before(empty)
+    assert migrate(empty) == [], "there are none in the second"
+    fill(empty)
+    with pytest.raises(psycopg.errors.RaiseException, match=r"^public\.task has tasks of an earlier version"):
+        migrate(empty)
+
+
 def test_what_another_application_has_is_left_alone_by_a_new_database(empty: Address) -> None:
     execute(
         empty,
         *(statement.format("public") for statement in NEIGHBOURS),
         "create table _yoyo_migration (migration_hash text, migration_id text, applied_at_utc timestamp)",
-        NOTED.replace("another", "tasks"),
+        NOTED.replace(ANOTHER, "0001-tasks"),
     )
     before = names(empty, "public")
     assert set(migrate(empty)) == known_migrations() | {"functions"}
@@ -430,17 +455,17 @@ def newer(tmp_path: Path) -> Path:
     folder = tmp_path / "newer"
     for name in ("migrations", "service", "sql"):
         shutil.copytree(ROOT / name, folder / name)
-    change(folder / "sql" / "functions" / "next_version.sql", "a.version + 1", "a.version + 10")
-    change(folder / "sql" / "functions" / "change_task.sql", "p_user text,", "p_reason text, p_user text,")
-    for path in ("service/queries/tasks.py", "sql/functions/run_batch.sql"):
-        change(folder / path, "tasks.change_task(", "tasks.change_task('a reason', ")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    change(folder / "sql" / "functions" / "next_version.sql", r"version \+ 1", "version + 10")
+    change(folder / "sql" / "functions" / "change_task.sql", r"(p_number \w+[^,]*,)", r"\1 p_reason text default null,")
+    change(folder / "service" / "queries" / "tasks.py", r"(tasks.change_task\([^)]*)\)", r"\1, 'a reason')")
     return folder
 
 
 def change(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    text = re.sub(old, new, path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
 
 
 def readiness(service: Served) -> tuple[int, str]:
