@@ -38,6 +38,7 @@ MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
 DEMO_USER = "demo"
 PASSWORDLESS = "\nDATABASE_URL has no password; PGPASSWORD and ~/.pgpass are not read"
 PROBE_SECONDS = 3
+NO_SEARCH_PATH = "The pooler in between keeps no search path: names need their schema, as in tasks.task"
 PSQL_LOST = 2  # psql's exit status when the connection failed or went away
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (not to listen there, but to know when somebody does)
 PSQL_HELP = """usage: python -m service psql [ARGUMENT ...]
@@ -152,12 +153,25 @@ def run_psql(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 
 def _in_schema(address: Address) -> Address:
-    """Returns the address with the service's schema in the search path, unless a pooler is in between and refuses."""
+    """Returns the address with the service's schema in the search path; some poolers refuse that, others ignore it."""
+    wanted = address.in_schema()
     try:
-        connect(address.in_schema(), connect_timeout=PROBE_SECONDS).close()
-    except psycopg.Error:
-        return address  # whatever else is wrong, psql says it
-    return address.in_schema()
+        with connect(wanted, connect_timeout=PROBE_SECONDS) as connection:
+            has_path = connection.execute("select current_setting('search_path') like 'tasks,%'").fetchone() == (True,)
+    except psycopg.Error as refusal:
+        has_path = str(refusal) == _refusal(address)  # then it is no matter of the path, and psql says it
+    if not has_path:
+        print(NO_SEARCH_PATH, file=sys.stderr)
+    return wanted if has_path else address
+
+
+def _refusal(address: Address) -> str | None:
+    """Returns why a connection cannot be made, None when it can."""
+    try:
+        connect(address, connect_timeout=PROBE_SECONDS).close()
+    except psycopg.Error as error:
+        return str(error)
+    return None
 
 
 async def _with_database(
