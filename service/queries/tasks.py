@@ -14,8 +14,9 @@ from service.queries import call, read
 TASK_FIND = read("tasks/task_find")
 TASK_LIST = read("tasks/task_list")
 TASK_SEARCH = read("tasks/task_search")
-INSERT_TASK = call("select * from tasks.insert_task($1, $2, $3, $4, $5, $6)")
-CHANGE_TASK = call("select * from tasks.change_task($1, $2, $3, $4, $5, $6)")
+# With all arguments: one that is left to its default would also fit a later version's function, which has more.
+INSERT_TASK = call("select * from tasks.insert_task($1, $2, $3, $4, $5, $6, null)")
+CHANGE_TASK = call("select * from tasks.change_task($1, $2, $3, $4, $5, $6, null)")
 RUN_BATCH = call("select * from tasks.run_batch($1, $2, $3, $4, $5)")
 
 PageKey = tuple[int, str, str]  # the rank, name and id by which a task has its place in a list

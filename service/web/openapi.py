@@ -30,7 +30,7 @@ from service.models import (
     UndoResult,
 )
 from service.web.parameters import Parameter
-from service.web.route import Description, Endpoint, Resource
+from service.web.route import Endpoint, Resource, describe
 from service.web.search import FIELDS, SORTS
 
 Json = dict[str, Any]
@@ -370,7 +370,7 @@ def _query_parameter(name: str, parameter: Parameter) -> Json:
     return found
 
 
-def _success(described: Description) -> Json:
+def _success(described: describe) -> Json:
     extra = (("ETag",) if described.conditional else ()) + described.headers
     if described.takes_key:
         extra += ("Idempotent-Replayed",)
@@ -378,9 +378,8 @@ def _success(described: Description) -> Json:
     if described.health:
         response["content"] = _json({"$ref": REF + "Health"}, {"status": "ok"})
     elif described.status != 204:
-        model = described.answer or Task
-        schema: Json = {"$ref": REF + model.__name__}
-        example = ANSWERS[model]
+        schema: Json = {"$ref": REF + described.answer.__name__}
+        example = ANSWERS[described.answer]
         if described.streams:
             response["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
         elif described.many:
@@ -390,7 +389,7 @@ def _success(described: Description) -> Json:
     return response
 
 
-def _failure(status: int, described: Description) -> Json:
+def _failure(status: int, described: describe) -> Json:
     text, detail = ERRORS[status]
     if described.health and status == 503:
         detail = "database: it does not answer"
@@ -404,7 +403,7 @@ def _failure(status: int, described: Description) -> Json:
     }
 
 
-def _headers(described: Description, extra: tuple[str, ...]) -> Json:
+def _headers(described: describe, extra: tuple[str, ...]) -> Json:
     names = ALWAYS + (() if described.health else ("Cache-Control",)) + extra
     return {name: {"$ref": "#/components/headers/" + name} for name in names}
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,38 +12,16 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from service.models import Task
 from service.web.parameters import Parameter
 
-NO_QUERY: Mapping[str, Parameter] = {}
-
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an operation says of itself, beside its name and its docstring."""
-
-    status: int
-    result: str
-    body: type[BaseModel] | None
-    body_required: bool
-    many: bool
-    errors: tuple[int, ...]
-    headers: tuple[str, ...]
-    health: bool
-    query: Mapping[str, Parameter]
-    answer: type[BaseModel] | None  # a task, when it is None
-    conflict: type[BaseModel] | None  # what a 409 answers, when that is more than a detail
-    streams: bool  # whether it answers with server-sent events, whose data is the answer
-    conditional: bool  # whether If-None-Match may spare the client the answer
-    takes_versions: bool  # whether If-Match may keep the change from being made
-    takes_key: bool  # whether Idempotency-Key makes a retry safe
 
 
 class Endpoint:
     """A handler, with its name in the document and what it says of itself."""
 
-    def __init__(self, handler: Handler, description: Description, name: str) -> None:
+    def __init__(self, handler: Handler, description: "describe", name: str) -> None:
         self.handler = handler
         self.description = description
         self.name = name
@@ -51,6 +29,32 @@ class Endpoint:
     def named(self, name: str) -> "Endpoint":
         """Returns the same operation under another name, for a second method."""
         return Endpoint(self.handler, self.description, name)
+
+
+@dataclass(frozen=True)
+class describe:  # noqa: N801  (it is used as a decorator)
+    """What an operation says of itself, beside its name and its docstring; makes an endpoint of the handler."""
+
+    status: int
+    result: str
+    _: KW_ONLY
+    body: type[BaseModel] | None = None
+    body_required: bool = True
+    answer: type[BaseModel] = Task
+    many: bool = False  # whether it answers with an array
+    conflict: type[BaseModel] | None = None  # what a 409 answers, when that is more than a detail
+    streams: bool = False  # whether it answers with server-sent events, whose data is the answer
+    errors: tuple[int, ...] = ()
+    headers: tuple[str, ...] = ()
+    health: bool = False
+    query: Mapping[str, Parameter] = field(default_factory=dict)
+    conditional: bool = False  # whether If-None-Match may spare the client the answer
+    takes_versions: bool = False  # whether If-Match may keep the change from being made
+    takes_key: bool = False  # whether Idempotency-Key makes a retry safe
+
+    def __call__(self, handler: Handler) -> Endpoint:
+        """Returns the handler with this description."""
+        return Endpoint(handler, self, handler.__name__)
 
 
 class Resource(Route):
@@ -85,42 +89,3 @@ class Resource(Route):
             raise HTTPException(405, headers={"Allow": ", ".join(self._handlers)})
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)
-
-
-def describe(
-    status: int,
-    result: str,
-    *,
-    body: type[BaseModel] | None = None,
-    body_required: bool = True,
-    many: bool = False,
-    errors: tuple[int, ...] = (),
-    headers: tuple[str, ...] = (),
-    health: bool = False,
-    query: Mapping[str, Parameter] = NO_QUERY,
-    answer: type[BaseModel] | None = None,
-    conflict: type[BaseModel] | None = None,
-    streams: bool = False,
-    conditional: bool = False,
-    takes_versions: bool = False,
-    takes_key: bool = False,
-) -> Callable[[Handler], Endpoint]:
-    """Returns a decorator that makes an operation of a handler, with what it takes and answers."""
-    description = Description(
-        status,
-        result,
-        body,
-        body_required,
-        many,
-        errors,
-        headers,
-        health,
-        query,
-        answer,
-        conflict,
-        streams,
-        conditional,
-        takes_versions,
-        takes_key,
-    )
-    return lambda handler: Endpoint(handler, description, handler.__name__)

@@ -20,7 +20,7 @@ begin
     perform set_config('lock_timeout', p_lock_timeout, true);
     version := coalesce(p_number, tasks.next_version(p_user));
     if p_key is not null then
-        select i.request_hash, i.answer, (i.answer ->> 'version')::bigint into known, task, version
+        select i.request_hash, i.answer into known, task
         from tasks.idempotency i
         where i.user_id = p_user and i.key = p_key;
     end if;
@@ -56,6 +56,7 @@ begin
         insert into tasks.idempotency (user_id, key, request_hash, answer, created_at)
         values (p_user, p_key, p_request_hash, task, now);
     elsif outcome <> 'created' and p_number is null then
+        version := task ->> 'version';
         update tasks.account a set version = a.version - 1 where a.user_id = p_user; -- nobody has seen the number
     end if;
 end

@@ -209,7 +209,7 @@ def test_every_word_of_a_title_finds_it(http: httpx.Client, title: str) -> None:
 @settings(max_examples=1000, derandomize=True, database=None, deadline=None)
 @given(text=st.text(LETTERS, max_size=50))
 def test_to_fold_twice_is_to_fold_once(connection: psycopg.Connection[Any], text: str) -> None:
-    query = "select search_folded(%s), search_folded(search_folded(%s))"
+    query = "select tasks.search_folded(%s), tasks.search_folded(tasks.search_folded(%s))"
     row = connection.execute(query, (text, text)).fetchone()
     assert row is not None
     assert row[0] == row[1], ascii(text)
@@ -217,9 +217,9 @@ def test_to_fold_twice_is_to_fold_once(connection: psycopg.Connection[Any], text
 
 def test_every_character_folds_once_and_grows_little(connection: psycopg.Connection[Any]) -> None:
     query = """
-        select count(*), count(*) filter (where search_folded(folded) <> folded), max(char_length(folded))
+        select count(*), count(*) filter (where tasks.search_folded(folded) <> folded), max(char_length(folded))
         from (
-            select search_folded(chr(n)) as folded
+            select tasks.search_folded(chr(n)) as folded
             from generate_series(1, 1114111) n
             where n not between 55296 and 57343
         ) one

@@ -385,7 +385,7 @@ async def test_a_new_counter_begins_now_so_that_no_number_is_given_again(
         highest = (await user.create())["version"]
         assert highest == first + 1
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
-            for table in ("task", "account", "idempotency"):
+            for table in ("tasks.task", "tasks.account", "tasks.idempotency"):
                 await connection.execute(f"delete from {table} where user_id = %s", (user.id,))  # noqa: S608
         assert (await user.call("GET")).headers["ETag"] == 'W/"0"'
         await asyncio.sleep(0.01)  # more than the two numbers that were given

@@ -375,14 +375,14 @@ async def test_the_log_says_which_check_a_token_failed_and_nothing_of_the_token(
 def test_the_log_says_so_of_issuer_and_audience(claims: dict[str, Any], check: str) -> None:
     tokens = Tokens(SECRET, issuer="https://login.test", audience="tasks")
     with pytest.raises(Problem) as refused:
-        tokens.subject(bearer(make_token("x", **{"iss": "https://login.test", "aud": "tasks"} | claims)))
+        tokens.verified(bearer(make_token("x", **{"iss": "https://login.test", "aud": "tasks"} | claims)))
     assert f"fails a check: {check}: " in str(refused.value.cause)
 
 
 def test_the_log_says_so_where_there_is_no_secret() -> None:
     for token in (make_token("x"), make_token("x", algorithm="HS512")):
         with pytest.raises(Problem) as refused:
-            Tokens(None, None, None).subject(bearer(token))
+            Tokens(None, None, None).verified(bearer(token))
         assert "fails a check: algorithm: " in str(refused.value.cause)
 
 
@@ -399,11 +399,11 @@ async def test_an_audience_and_an_issuer_count_only_where_they_are_set(user: Use
 
     tokens = Tokens(SECRET, issuer="https://login.test", audience="tasks")
     good = {"iss": "https://login.test", "aud": "tasks"}
-    assert tokens.subject(bearer(make_token("x", **good))) == "x"
-    assert tokens.subject(bearer(make_token("x", **good | {"aud": ["other", "tasks"]}))) == "x"
+    assert tokens.verified(bearer(make_token("x", **good))).subject == "x"
+    assert tokens.verified(bearer(make_token("x", **good | {"aud": ["other", "tasks"]}))).subject == "x"
     for claims in ({"iss": "https://evil.test"}, {"aud": "other"}, {"iss": None}, {"aud": None}, {"aud": 7}):
         with pytest.raises(Problem) as refused:
-            tokens.subject(bearer(make_token("x", **good | claims)))
+            tokens.verified(bearer(make_token("x", **good | claims)))
         assert refused.value.detail == "Invalid token"
 
 
@@ -472,13 +472,13 @@ def test_no_more_tokens_are_remembered_than_the_bound(app: Starlette, monkeypatc
     monkeypatch.setattr("service.auth.tokens.REMEMBERED", 3)
     tokens = Tokens(SECRET, None, None)
     for number in range(10):
-        assert tokens.subject(bearer(make_token(f"user {number}"))) == f"user {number}"
+        assert tokens.verified(bearer(make_token(f"user {number}"))).subject == f"user {number}"
     assert len(tokens._remembered) == 3
 
 
 def test_a_token_of_extraordinary_length_is_not_remembered() -> None:
     tokens = Tokens(SECRET, None, None)
-    assert tokens.subject(bearer(make_token("x", note="x" * 3000))) == "x"
+    assert tokens.verified(bearer(make_token("x", note="x" * 3000))).subject == "x"
     assert not tokens._remembered
 
 
@@ -486,5 +486,5 @@ def test_what_was_refused_is_not_remembered() -> None:
     tokens = Tokens(SECRET, None, None)
     for token in ("x", make_token("x", key=SECRET.upper()), make_token(None), make_token("x", exp=1)):
         with pytest.raises(Problem):
-            tokens.subject(bearer(token))
+            tokens.verified(bearer(token))
     assert not tokens._remembered
