@@ -394,7 +394,7 @@ async def test_only_post_and_no_parameters(user: User) -> None:
 async def test_after_thirty_days_it_is_too_old(user: User, database_url: str) -> None:
     task = await user.create()
     version = (await user.call("PATCH", f"/{task['id']}", json={"title": "x"})).json()["version"]
-    older = "update tasks.change set at = at - $3::interval where user_id = $1 and version = $2"
+    older = "update tasks.change set at = at - $3::text::interval where user_id = $1 and version = $2"
     await execute(database_url, older, user.id, version, "30 days")
     assert ((response := await undo(user, version)).status_code, response.json()) == TOO_OLD
     assert (await the_task(user))["title"] == "x"
@@ -548,13 +548,10 @@ def expected(before: State, after: State, now: State) -> tuple[dict[str, set[str
         touched = [name for name in (*FIELDS, "deleted_at") if was[name] != made[name]]
         changed = {name for name in touched if is_[name] not in (was[name], made[name])}
         new = is_ | {name: was[name] for name in touched}
-        is_completed = new["status"] == "completed"
-        if is_["status"] != new["status"] or (was["status"] == "completed" == made["status"]):
-            # as it was, unless it has been completed anew since
-            if is_["status"] != "completed" or is_["completed_at"] == made["completed_at"]:
-                new["completed_at"] = was["completed_at"]
-        if not is_completed:
+        if new["status"] != "completed":
             new["completed_at"] = None
+        elif is_["status"] != "completed" or is_["completed_at"] == made["completed_at"]:
+            new["completed_at"] = was["completed_at"]  # but one that has been completed anew since
         if new != is_ and is_["deleted_at"] and "deleted_at" not in touched:
             changed.add("deleted_at")
         if changed:
