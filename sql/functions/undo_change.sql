@@ -12,9 +12,8 @@ declare
     done tasks.change;
     was jsonb; -- the fields that it has written, as they were before it
     became jsonb; -- and after it
-    before tasks.task; -- before this undo
-    wanted tasks.task;
-    patch jsonb;
+    before tasks.task; -- the task as it is now
+    wanted tasks.task; -- and without the change
     changed_since text[];
     befores tasks.task[] := '{}';
     wanteds tasks.task[] := '{}';
@@ -33,10 +32,7 @@ begin
         from tasks.change c
         left join tasks.task t on t.user_id = p_user and t.id = c.task_id
         where c.user_id = p_user and c.version = p_version
-            and (
-                t.id is null or c.operation in ('erase', 'erased')
-                or c.at < clock_timestamp() - interval '30 days'
-            )
+            and (t.id is null or c.operation in ('erase', 'erased') or c.at < clock_timestamp() - interval '30 days')
     ) then
         outcome := 'too_old';
         return;
@@ -52,15 +48,15 @@ begin
             became := '{"deleted_at": null}';
         end if;
 
-        select
-            jsonb_object_agg(f.key, f.value) filter (where f.is_ = became -> f.key),
-            coalesce(array_agg(f.key) filter (where f.is_ not in (became -> f.key, f.value)), '{}')
-        into patch, changed_since
-        from (select key, value, to_jsonb(before) -> key as is_ from jsonb_each(was)) f
-        where f.key not in ('deleted_at', 'completed_at');
-        wanted := jsonb_populate_record(before, coalesce(patch, '{}'));
-        if (was ->> 'deleted_at' is null) <> (before.deleted_at is null) and was ? 'deleted_at' then
-            wanted.deleted_at := case when was ->> 'deleted_at' is not null then moment end; -- to the trash anew
+        changed_since := array(
+            select f.key
+            from jsonb_each(was) f
+            where f.key not in ('deleted_at', 'completed_at')
+                and to_jsonb(before) -> f.key not in (became -> f.key, f.value)
+        );
+        wanted := jsonb_populate_record(before, was - array['deleted_at', 'completed_at']);
+        if was ? 'deleted_at' and (was ->> 'deleted_at' is null) <> (before.deleted_at is null) then
+            wanted.deleted_at := case when before.deleted_at is null then moment end; -- to the trash anew
         end if;
         wanted.is_completed := wanted.status = 'completed';
         if not wanted.is_completed then
@@ -69,9 +65,7 @@ begin
             wanted.completed_at := was ->> 'completed_at';
         end if;
 
-        if before.deleted_at is not null and not was ? 'deleted_at'
-            and (wanted is distinct from before or cardinality(changed_since) > 0)
-        then
+        if before.deleted_at is not null and not was ? 'deleted_at' and wanted is distinct from before then
             changed_since := changed_since || 'deleted_at'::text;
         end if;
         if cardinality(changed_since) > 0 then

@@ -212,11 +212,14 @@ async def test_a_page_ends_between_two_numbers(user: User) -> None:
         version for number, version in enumerate(versions[::-1]) for _ in range(4 if number % 2 else 1)
     ]
     for limit, sizes in ((1, [1, 4, 1, 4, 1, 4]), (2, [5, 5, 5]), (5, [5, 5, 5]), (6, [6, 9]), (1000, [15])):
-        pages: list[list[Json]] = [[]]
-        while page := await history(user, limit=limit, **({"before": pages[-1][-1]["version"]} if pages[-1] else {})):
-            pages.append(page)
-        assert [len(page) for page in pages[1:]] == sizes
+        pages: list[list[Json]] = []
+        before: Json = {}
+        for _ in sizes:
+            pages.append(await history(user, limit=limit, **before))
+            before = {"before": pages[-1][-1]["version"]}
+        assert [len(page) for page in pages] == sizes
         assert [entry for page in pages for entry in page] == everything
+        assert await history(user, **before) == []
     assert await history(user, before=versions[0]) == []
     assert await history(user, before=versions[1]) == everything[-4:]
     assert await history(user, before=BIGGEST_VERSION) == everything
@@ -245,6 +248,26 @@ async def test_of_one_task(user: User, other: User) -> None:
     assert await history(user, task_id=theirs["id"]) == []
     assert await history(user, task_id=str(uuid4())) == []
     assert len(await history(other)) == 1
+
+
+async def test_another_user_with_the_same_ids_and_numbers_is_another_user(
+    user: User, other: User, database_url: str
+) -> None:
+    task_id = str(uuid4())
+    for each, title in ((user, "Mine"), (other, "Theirs")):
+        await execute(database_url, "insert into tasks.account (user_id, version) values ($1, 6)", each.id)
+        assert (await each.create(id=task_id, title=title))["version"] == 7
+        await each.call("PATCH", f"/{task_id}", json={"title": title + "s"})
+    theirs, everything = (await other.call("GET")).json(), await history(other)
+    assert [entry["after"]["title"] for entry in await history(user, task_id=task_id)] == ["Mines", "Mine"]
+    (now,) = (await call(user, "POST", "undo", json={"version": 8})).json()["tasks"]
+    assert (now["title"], now["user_id"]) == ("Mine", user.id)
+    await user.call("DELETE", f"/{task_id}")
+    assert (await other.call("GET")).json() == theirs
+    assert await history(other) == everything
+    await execute(database_url, "select tasks.purge_tasks($1, '1s', array[$2::uuid], 'infinity')", user.id, task_id)
+    assert await history(other) == everything
+    assert (await call(other, "POST", "undo", json={"version": 8})).status_code == 200
 
 
 async def test_who_never_wrote_has_none(user: User) -> None:
