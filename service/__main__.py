@@ -27,7 +27,7 @@ from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
 from service.models import BIGGEST_VERSION
 from service.queries.changes import undo_change
-from service.queries.purge import purge
+from service.queries.purge import HISTORY_DAYS, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 from service.web import log, server
 from service.web.openapi import service_version
@@ -91,7 +91,7 @@ def run_migrate(settings: DatabaseSettings, arguments: argparse.Namespace) -> in
 
 
 def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
-    """Erases old trash and old keys of retries, and says how many."""
+    """Erases old trash, old keys of retries and old history, and says how many."""
     log.set_up(settings.log_level, settings.log_format)
     with _database(settings) as address:
         try:
@@ -100,7 +100,7 @@ def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
             raise Failure(f"The database {address} does not answer: {error}") from None
     print(
         f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
-        f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'entry', 'entries')} of history"
+        f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'history entry', 'history entries')}"
     )
     return 0
 
@@ -246,12 +246,14 @@ def _parser() -> argparse.ArgumentParser:
         "purge",
         run_purge,
         load_database,
-        "erase what has been in the trash for long, and old retry keys",
-        f"Erases for good the tasks that have been in the trash for {TRASH_DAYS} days, and the keys of retries"
-        " (Idempotency-Key) that are more than a day old. Meant to be run daily, while the service serves.",
+        "erase what has been in the trash for long, old retry keys and old history",
+        f"Erases for good the tasks that have been in the trash for {TRASH_DAYS} days, the keys of retries"
+        f" (Idempotency-Key) that are more than a day old, and the history of more than {HISTORY_DAYS} days. Meant to"
+        " be run daily, while the service serves.",
     )
     days = (
         f"how many days a task stays in the trash: 0 to {MOST_DAYS}, {TRASH_DAYS} unless given; keys are kept for a day"
+        f", history for {HISTORY_DAYS}"
     )
     purge_command.add_argument("--days", type=_days, default=TRASH_DAYS, help=days)
     undo = add(

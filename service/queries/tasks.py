@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from service.db.coalescer import Coalescer, Statement
-from service.models import Body, TaskCreate, TaskUpdate
+from service.models import Body, TaskComplete, TaskCreate, TaskUpdate
 from service.queries import call, read
 
 TASK_FIND = read("tasks/task_find")
@@ -154,6 +154,13 @@ async def update_task(
 async def toggle_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Completes the live task if it was not, else makes it pending: `changed`, `not_found` or `other_version`."""
     return await _write(db, CHANGE_TASK, user_id, "complete", task_id, None, if_match)
+
+
+async def complete_task(
+    db: Coalescer, user_id: str, task_id: str, change: TaskComplete, if_match: list[str] | None = None
+) -> Written:
+    """Completes the live task or reopens it: `changed`, `unchanged`, `not_found` or `other_version`."""
+    return await _write(db, CHANGE_TASK, user_id, "complete", task_id, _sent(change), if_match)
 
 
 async def delete_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:

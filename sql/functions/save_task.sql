@@ -1,13 +1,11 @@
 -- save_task: writes the changed task p_wanted, and the row of its history; its version and updated_at are set already.
 -- A second change to the task with the same number goes into the row of the first.
 -- p_before: the row as it is
--- p_wanted: the row as it is to be
--- p_operation: what the history calls the change
 create or replace function tasks.save_task(p_before tasks.task, p_wanted tasks.task, p_operation text) returns void
 language plpgsql as $$
 declare
-    earlier jsonb;
-    later jsonb;
+    known json;
+    original tasks.task; -- as it was before the whole change; null when that created it
 begin
     update tasks.task t
     set title = p_wanted.title,
@@ -28,22 +26,15 @@ begin
         );
         return;
     end if;
-    select c.before::jsonb, c.after::jsonb into earlier, later
+    select c.before into known
     from tasks.change c
     where c.user_id = p_wanted.user_id and c.version = p_wanted.version and c.task_id = p_wanted.id;
-    earlier := tasks.difference(p_before, p_wanted)::jsonb || earlier; -- still null when the change created the task
-    later := later || tasks.difference(p_wanted, p_before)::jsonb;
+    if known is not null then
+        original := json_populate_record(p_before, known);
+    end if;
     update tasks.change c
-    set before = case when earlier is not null then (
-            select coalesce(json_object_agg(e.key, e.value), '{}') -- all may be as it was
-            from jsonb_each(earlier) e
-            where e.value <> later -> e.key
-        ) end,
-        after = (
-            select coalesce(json_object_agg(e.key, e.value), '{}')
-            from jsonb_each(later) e
-            where e.value <> coalesce(earlier -> e.key, 'null')
-        )
+    set before = case when known is not null then tasks.difference(original, p_wanted) end,
+        after = tasks.difference(p_wanted, original)
     where c.user_id = p_wanted.user_id and c.version = p_wanted.version and c.task_id = p_wanted.id;
 end
 $$;
