@@ -275,7 +275,8 @@ class Coalescer:
         asyncpg.PostgresError for what the statement itself did wrong.
         """
         side = self._sides[statement.writes]
-        user = arguments[0] if arguments else None
+        # what is about all users, or many, is in nobody's line
+        user = arguments[0] if arguments and isinstance(arguments[0], str) else None
         line = side.lines.get(user) or side.new_line(user)
         call = _Call(line, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
         if (line.is_under_way or line.cost > CHEAP) and side.expected_wait(line) > LONGEST_WAIT:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import math
+import socket
 import struct
 import termios
 from collections.abc import Iterable
@@ -118,7 +119,7 @@ class Protocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Takes that the client sends nothing more; returns whether it still gets its answer."""
         self._has_eof = True
-        return self._exchange is not None and self._body is None
+        return self._exchange is not None and self._body is None and not self._exchange.is_endless
 
     def pause_writing(self) -> None:
         """Takes that the client does not keep up with what is written."""
@@ -257,6 +258,13 @@ class Protocol(asyncio.Protocol):
             self._written += len(data)
             self.transport.write(data)
 
+    def begin_stream(self) -> None:
+        """Has the kernel give up a client that has vanished: what it does not acknowledge waits there, not here."""
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux's
+        if option is not None:
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, option, 1000 * ANSWER_SECONDS)
+
     def loses_its_place(self, exchange: "Exchange") -> bool:
         """Tells whether nobody can say where the next request will begin, or it would take too long to get there."""
         return self._body is not None and (exchange.expects_continue or self._body.missing > DROPPED_BYTES)
@@ -368,6 +376,7 @@ class Exchange:
         self.unread = 0  # bytes that came for them
         self._start: Message | None = None  # the answer's first message, until the second comes
         self.has_begun = False  # something of the answer is written
+        self.is_endless = False  # events are sent for as long as the client is there: its end is the answer's
         self._is_answered = False
         self._is_bodiless = False  # the answer has no body, whatever the application says
         self._is_chunked = False
@@ -484,7 +493,11 @@ class Exchange:
 
     def _write_head(self, start: Message) -> None:
         head = self._head(start)
-        declared = dict(start.get("headers", ())).get(b"content-length")
+        headers = dict(start.get("headers", ()))
+        if headers.get(b"content-type") == b"text/event-stream":
+            self.is_endless = True
+            self._connection.begin_stream()
+        declared = headers.get(b"content-length")
         if not self._is_bodiless and declared is not None:
             self._left = int(declared)
         elif not self._is_bodiless and self._version == "1.1":
