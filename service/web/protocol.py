@@ -261,9 +261,9 @@ class Protocol(asyncio.Protocol):
     def begin_stream(self) -> None:
         """Has the kernel give up a client that has vanished: what it does not acknowledge waits there, not here."""
         option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux's
-        if option is not None:
+        if option is not None and not self.transport.is_closing():
             connection = self.transport.get_extra_info("socket")
-            connection.setsockopt(socket.IPPROTO_TCP, option, 1000 * ANSWER_SECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, option, int(1000 * ANSWER_SECONDS))
 
     def loses_its_place(self, exchange: "Exchange") -> bool:
         """Tells whether nobody can say where the next request will begin, or it would take too long to get there."""

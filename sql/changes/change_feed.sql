@@ -7,13 +7,13 @@
 -- `new`; only then a task is read. version is the number up to which the page tells all: the counter on the last one.
 -- $1 text: the user
 -- $2 bigint: the number; 0 for all tasks
--- $3 integer: how many tasks at most, but for the rest of a change
+-- $3 bigint: how many tasks at most, but for the rest of a change
 -- $4 text[]: what If-None-Match lists, versions or *; null when it was not sent
 with counter as materialized (
     select
         coalesce(version, 0) as version,
         coalesce(erased_floor, 0) as erased_floor,
-        $2 > 0 and $2 >= history_floor as is_logged,
+        $2 >= history_floor and $2 > 0 as is_logged,
         case
             when $2 > coalesce(version, 0) or ($2 > 0 and $2 < greatest(first_version, erased_floor)) then 'gone'
             when '*' = any ($4) or coalesce(version, 0)::text = any ($4) then 'known'
@@ -38,9 +38,9 @@ with counter as materialized (
         from tasks.change c
         where (select is_log from source)
             and c.user_id = $1 and c.version > $2
-            and c.version = coalesce(
-                (select t.version from tasks.task t where t.user_id = $1 and t.id = c.task_id),
-                case c.operation when 'erase' then c.version end
+            and coalesce(
+                (select t.version = c.version from tasks.task t where t.user_id = $1 and t.id = c.task_id),
+                c.operation = 'erase'
             )
         order by c.version
         fetch first ($3) rows with ties
@@ -72,14 +72,15 @@ with counter as materialized (
     ) with_task
 ), rest as materialized (
     select case
+        when last is null then false
         when $2 > 0 then version > last -- the latest change is always there: in a task, or as what it has erased
-        else exists (select from tasks.task t where t.user_id = $1 and t.version > last)
-    end is true as is_followed
+        else (select max(t.version) from tasks.task t where t.user_id = $1) > last
+    end as is_followed
     from counter, page
 )
 select
     counter.state,
-    case when rest.is_followed then page.last else counter.version end as version,
+    case when rest.is_followed then greatest(page.last, counter.erased_floor) else counter.version end as version,
     counter.version as counter,
     rest.is_followed,
     page.tasks,

@@ -231,10 +231,12 @@ def test_a_number_that_can_be_served_no_more_is_a_reset(open_: Open, client: Cli
 def test_a_change_comes_at_once(open_: Open, client: Client) -> None:
     stream = open_()
     stream.page()
-    for _ in range(6):
+    taken = []
+    for _ in range(9):
         started = time.monotonic()
         create(client)
-        assert seconds_until(stream, started) < 0.3, "less than the look at the counters takes"
+        taken.append(seconds_until(stream, started))
+    assert sorted(taken)[4] < 0.2, "much less than a look at the counters takes"
 
 
 def test_a_change_of_another_process_comes_within_a_second(open_: Open, client: Client, database_url: str) -> None:
