@@ -4,7 +4,7 @@ select
     array(select migration_id::text from tasks._yoyo_migration) as migrations,
     array(select hash from tasks.installed_functions) as functions,
     array(
-        select format('%s on %s', wanted, oid::regclass)
+        select wanted || ' on ' || oid::regclass
         from pg_class, unnest(array['select', 'insert', 'update', 'delete']) wanted
         where relnamespace = 'tasks'::regnamespace
             and relname in ('account', 'change', 'idempotency', 'task')
