@@ -1,4 +1,4 @@
-"""The application: routes, middleware and lifespan, put together."""
+"""Assembles the application: routes, database, authentication and lifespan."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ from service.web.openapi import document
 
 
 def create_app(settings: Settings) -> Starlette:
-    """Returns the application. Its lifespan opens and closes the pool, with or without the database."""
+    """Returns the application. Its lifespan opens and closes the pool, even when the database is away."""
 
     published = None
     if settings.jwks_url is not None:
@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> Starlette:
         watching = asyncio.create_task(watch_counters(app.state.db))
         async with published.kept_fresh() if published else nullcontext():
             gc.collect()
-            gc.freeze()  # what is there now stays: the collector need not look through it again and again
+            gc.freeze()  # exempts what exists for good from garbage collection
             yield
             gc.unfreeze()
         watching.cancel()

@@ -1,4 +1,4 @@
-"""What comes in, and what goes out: a task, and a batch of changes to tasks."""
+"""The models of request and response bodies."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -18,12 +18,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-# The one form that the API accepts and gives; Python's own parser also takes braces, underscores and the like.
+# The only form in the API; Python's parser also accepts braces, underscores and the like.
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
-# Unicode's White_Space, which is what pydantic trims; regular expressions' \s differs from dialect to dialect
+# Unicode's White_Space, which pydantic trims; \s differs between dialects of regular expressions
 WHITE_SPACE = r"\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 USER_ID_LENGTH = 255
-BIGGEST_VERSION = 2**53 - 1  # JavaScript's numbers are exact up to there
+BIGGEST_VERSION = 2**53 - 1  # the largest exact integer in JavaScript
 NO_NUL = {"pattern": r"^[^\u0000]*$"}  # PostgreSQL's text has no NUL
 
 
@@ -35,7 +35,7 @@ def canonical_uuid(value: str) -> str:
 
 
 def without_nul(value: str) -> str:
-    """Returns the text; raises PydanticCustomError, type `nul`."""
+    """Returns the text if it has no NUL; raises PydanticCustomError, type `nul`."""
     if "\0" in value:
         raise PydanticCustomError("nul", "String should not contain the character NUL")
     return value
@@ -48,7 +48,7 @@ Title = Annotated[
     AfterValidator(without_nul),
     Field(
         description="1–100 characters; surrounding white space is trimmed before they are counted",
-        # one character at least that is not white space, and no NUL
+        # at least one character that is not white space, and no NUL
         json_schema_extra={"pattern": rf"^[^\u0000]*[^\u0000{WHITE_SPACE}][^\u0000]*$"},
         examples=["Buy milk"],
     ),
@@ -66,24 +66,23 @@ IsCompleted = Annotated[
 ]
 
 
-NOT_SENT: Any = None  # the default of a field that may be absent and is never null
+NOT_SENT: Any = None  # default of a field that may be absent, but never null
 
-
-# A field that only the server writes: a client may send a whole task back, and it is ignored.
+# A field that only the server writes is ignored in requests, so that clients can send a whole task back.
 READ_ONLY = {"readOnly": True}
 Ignored = Annotated[Any, Field(json_schema_extra=READ_ONLY, exclude=True)]
 
 
 def _without_ignored(schema: dict[str, Any]) -> None:
-    """Leaves a body's ignored fields out of its JSON schema, but says that they may be sent.
+    """Removes a body's ignored fields from its JSON schema, and says that they may be sent.
 
-    As properties, read-only or not, they would be in every type that a generator makes for a client to send.
+    As properties, even read-only ones, they would be in the types that generators make for requests.
     """
     fields = schema["properties"]
     schema["properties"] = {name: field for name, field in fields.items() if not field.get("readOnly")}
     schema["propertyNames"] = {"enum": [*fields]}
     del schema["additionalProperties"]
-    schema["description"] += " Fields of a task that only the server writes may be sent as well, and are ignored."
+    schema["description"] += " Fields of a task that only the server writes may be sent, and are ignored."
 
 
 def writable(model: type[BaseModel]) -> list[str]:
@@ -92,7 +91,7 @@ def writable(model: type[BaseModel]) -> list[str]:
 
 
 class Body(BaseModel):
-    """A request body: nothing is coerced, and a field that no task has is an error."""
+    """A request body: no coercion, and unknown fields are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_without_ignored)
 
@@ -106,7 +105,7 @@ class Body(BaseModel):
 
 def _with_agreement(schema: dict[str, Any]) -> None:
     _without_ignored(schema)
-    schema["dependentSchemas"] = {  # some generators make types of what stands in a `not` or `anyOf`
+    schema["dependentSchemas"] = {  # instead of `not` or `anyOf`, which some generators turn into types
         "status": {
             "if": {"properties": {"status": {"const": "completed"}}},
             "then": {"properties": {"is_completed": {"const": True}}},
@@ -116,7 +115,7 @@ def _with_agreement(schema: dict[str, Any]) -> None:
 
 
 class TaskBody(Body):
-    """What the bodies that write a whole task share."""
+    """The base of bodies with `status` and `is_completed`."""
 
     model_config = ConfigDict(json_schema_extra=_with_agreement)
 
@@ -125,7 +124,7 @@ class TaskBody(Body):
 
     @model_validator(mode="after")
     def status_and_is_completed_agree(self) -> Self:
-        """Refuses a body whose two words for the same thing contradict each other."""
+        """Rejects a body in which the two contradict each other."""
         if {"status", "is_completed"} <= self.model_fields_set and self.is_completed != (self.status == "completed"):
             raise PydanticCustomError(
                 "contradiction",
@@ -136,7 +135,7 @@ class TaskBody(Body):
 
 
 class TaskCreate(TaskBody):
-    """A new task. Its `id` may be chosen by the client, so that a create can be repeated safely."""
+    """A new task. The client may choose its `id`, which makes retries safe."""
 
     id: TaskId = Field(default_factory=lambda: str(uuid4()), description="made by the server when it is not sent")
     title: Title
@@ -145,7 +144,7 @@ class TaskCreate(TaskBody):
 
 
 class TaskUpdate(TaskBody):
-    """The fields to change; what is not sent stays. Only `description` can be null, which clears it."""
+    """The fields to change; others stay. Only `description` can be null, which clears it."""
 
     id: Ignored = None
     title: Title = NOT_SENT
@@ -160,7 +159,7 @@ class TaskComplete(Body):
 
 
 class Task(BaseModel):
-    """A task, as every answer gives it."""
+    """A task in a response."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -184,7 +183,7 @@ OPERATIONS = 100  # at most in one batch
 
 
 def whole_number(value: Any) -> Any:
-    """Returns 7 for 7.0: to JSON, and in every browser, they are the same number."""
+    """Returns 7 for 7.0, which are the same number in JSON and JavaScript."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -196,7 +195,7 @@ IfVersion = Annotated[
 
 
 class _Part(BaseModel):
-    """Nothing is coerced, and nothing that is unknown is accepted."""
+    """No coercion, and unknown fields are errors."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -206,12 +205,12 @@ class _Existing(_Part):
     if_version: IfVersion = NOT_SENT
 
 
-# A `task` that is wrong fails its operation and not the whole request, so it is not yet validated with the rest.
-# Neither is an operation, whose kind says what it has to be: `read_operations` in routes/batch.py does it.
+# An invalid `task` fails its operation, not the whole request, so it is validated later; so is each operation, by its
+# kind: see `read_operations` in routes/batch.py.
 
 
 class BatchCreate(_Part):
-    """Creates a task, whose `id` may stand here or in the task."""
+    """Creates a task; its `id` may be here or in the task."""
 
     op: Literal["create"]
     id: TaskId = NOT_SENT
@@ -226,7 +225,7 @@ class BatchUpdate(_Existing):
 
 
 class BatchComplete(_Existing):
-    """Completes or reopens a task: without `task` it toggles."""
+    """Completes or reopens a task; toggles without `task`."""
 
     op: Literal["complete"]
     task: SkipValidation[TaskComplete] = NOT_SENT
@@ -257,23 +256,23 @@ KINDS: dict[str, type[BatchCreate | BatchUpdate | BatchComplete | BatchDelete | 
 
 
 class Batch(_Part):
-    """Operations, to be done in their order."""
+    """Operations, performed in order."""
 
     operations: Annotated[
         list[Annotated[SkipValidation[BatchOperation], Field(title="BatchOperation")]],
         Field(min_length=1, max_length=OPERATIONS),
     ]
     atomic: bool = Field(
-        default=True, description="whether one failure takes everything back; true when it is not sent"
+        default=True, description="whether one failure rolls everything back; true when it is not sent"
     )
     dry_run: bool = Field(
         default=False,
-        description="whether everything is taken back, and only the answer kept; false when it is not sent",
+        description="whether everything is rolled back after the results are known; false when it is not sent",
     )
 
 
 class InvalidField(BaseModel):
-    """One thing that is wrong: where, what, and a name for it."""
+    """One error: the place, a message and a type."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -283,7 +282,7 @@ class InvalidField(BaseModel):
 
 
 class BatchResultItem(BaseModel):
-    """What the single request would have been answered; 424 when it was taken back because of another one."""
+    """The response that the single request would have had; 424 when another failure rolled it back."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -301,7 +300,7 @@ class BatchResult(BaseModel):
     version: int | None = Field(
         ge=1,
         le=BIGGEST_VERSION,
-        description="the number of all that it has changed; null when it has changed nothing",
+        description="the version of everything it has changed; null when it has changed nothing",
     )
     results: list[BatchResultItem]
 
@@ -310,14 +309,14 @@ class BatchResult(BaseModel):
 
 
 class ChangesPage(BaseModel):
-    """What has changed since a number."""
+    """What has changed since a version."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(ge=0, le=BIGGEST_VERSION, description="up to which number this tells all: the next `since`")
+    version: int = Field(ge=0, le=BIGGEST_VERSION, description="up to which version this is complete: the next `since`")
     has_more: bool = Field(description="whether another page follows")
-    tasks: list[Task] = Field(description="as they are now, in the order of their versions, those in the trash too")
-    erased: list[TaskId] = Field(description="the tasks that were erased for good")
+    tasks: list[Task] = Field(description="as they are now, by version, including those in the trash")
+    erased: list[TaskId] = Field(description="the ids of tasks that were erased for good")
 
 
 class HistoryEntry(BaseModel):
@@ -329,12 +328,12 @@ class HistoryEntry(BaseModel):
     at: AwareDatetime
     operation: str = Field(description="the request's: create, update, complete, delete, restore, batch, undo")
     task_id: TaskId
-    before: dict[str, Any] | None = Field(description="the fields that were changed, before; null for a new task")
+    before: dict[str, Any] | None = Field(description="the changed fields, before; null for a new task")
     after: dict[str, Any] = Field(description="the same fields, after")
 
 
 class Undo(_Part):
-    """Which change is taken back."""
+    """Which change to undo."""
 
     version: Annotated[
         int, Field(ge=1, le=BIGGEST_VERSION, description="the number of the change"), BeforeValidator(whole_number)
@@ -342,7 +341,7 @@ class Undo(_Part):
 
 
 class Conflict(BaseModel):
-    """Fields of a task that have been changed since."""
+    """Fields of a task that have changed since."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -360,11 +359,11 @@ class UndoConflict(BaseModel):
 
 
 class UndoResult(BaseModel):
-    """What the undo has changed."""
+    """What an undo has changed."""
 
     model_config = ConfigDict(extra="forbid")
 
     version: int | None = Field(
-        ge=1, le=BIGGEST_VERSION, description="its number, to undo it in turn; null when all was as before already"
+        ge=1, le=BIGGEST_VERSION, description="its version, to undo it in turn; null when there was nothing to change"
     )
-    tasks: list[Task] = Field(description="those that it has changed, as they are now")
+    tasks: list[Task] = Field(description="the tasks it has changed, as they are now")

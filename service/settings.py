@@ -1,4 +1,4 @@
-"""The environment, read once into a frozen object; everything that is wrong with it is named in one message."""
+"""The settings, read once from the environment into a frozen object; one message names all errors."""
 
 import re
 from ipaddress import IPv6Address, ip_network
@@ -24,10 +24,10 @@ from service.db.address import Address, forget_environment, parse_address
 # An HS256 key shorter than the hash's output (32 bytes) weakens the signature: RFC 7518, section 3.2.
 SECRET_LENGTH = 32
 
-# What browsers call an origin, with any scheme: capacitor://localhost, chrome-extension://…
+# An origin as browsers define it, with any scheme: capacitor://localhost, chrome-extension://…
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\\\s*%]+/?", re.ASCII | re.IGNORECASE)
 USUAL_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}  # the URL standard's
-HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, but for *, which would not mean any here
+HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, without *, which is no wildcard here
 PREFIX = re.compile(r"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+/?")
 
 
@@ -35,11 +35,11 @@ S = TypeVar("S", bound="DatabaseSettings")
 
 
 class SettingsError(Exception):
-    """What is wrong with the environment: one line a setting, for the person who starts the service."""
+    """Errors in the environment: one line a setting, for the user."""
 
 
 def http_url(text: str) -> str:
-    """Returns the URL. Raises ValueError unless keys can be fetched from it."""
+    """Returns the URL. Raises ValueError unless it is an http or https URL."""
     try:
         url = urlsplit(text)
         url.port  # noqa: B018  (the property is what checks the port)
@@ -54,14 +54,14 @@ def http_url(text: str) -> str:
 
 
 def server_url(text: str) -> str:
-    """Returns the server's URL without slashes at its end. Raises ValueError unless it is one."""
+    """Returns the server's URL without trailing slashes. Raises ValueError when it is invalid."""
     if "?" in http_url(text):
         raise ValueError("must be without a query")
     return text.rstrip("/")
 
 
 def origin_of(text: str) -> str:
-    """Returns the URL's origin as browsers and Better Auth write it: lower case, no usual port, ASCII alone.
+    """Returns the URL's origin as browsers and Better Auth write it: lower case, no default port, ASCII.
 
     Raises ValueError when there is none.
     """
@@ -76,7 +76,7 @@ def origin_of(text: str) -> str:
 
 
 def origins(value: str) -> tuple[str, ...]:
-    """Splits the comma-separated origins. Raises ValueError that names the one that is no origin."""
+    """Splits the comma-separated origins. Raises ValueError that names an invalid one."""
     found = []
     for part in filter(None, map(str.strip, value.split(","))):
         try:
@@ -90,7 +90,7 @@ def origins(value: str) -> tuple[str, ...]:
 
 
 def header_names(value: str) -> tuple[str, ...]:
-    """Splits the comma-separated names of headers. Raises ValueError that names the one that is none."""
+    """Splits the comma-separated names of headers. Raises ValueError that names an invalid one."""
     found = tuple(filter(None, map(str.strip, value.split(","))))
     for name in found:
         if not HEADER_NAME.fullmatch(name):
@@ -99,14 +99,14 @@ def header_names(value: str) -> tuple[str, ...]:
 
 
 def path_prefix(value: str) -> str:
-    """Returns the path without a slash at its end; of `/` nothing is left. Raises ValueError unless it is one."""
+    """Returns the path without a trailing slash; `/` becomes empty. Raises ValueError when it is invalid."""
     if not PREFIX.fullmatch(value):
         raise ValueError("is no path like /svc: letters, digits and - . _ ~ between slashes")
     return value.rstrip("/")
 
 
 def proxies(value: str) -> str:
-    """Returns the comma-separated addresses and networks, or `*`. Raises ValueError that names what is neither."""
+    """Returns the comma-separated addresses and networks, or `*`. Raises ValueError that names an invalid one."""
     for part in value.split(",") if value.strip() != "*" else ():
         try:
             ip_network(part.strip())
@@ -116,12 +116,12 @@ def proxies(value: str) -> str:
 
 
 def lowered(value: str) -> str:
-    """Returns the word in lower case, without white space around it."""
+    """Returns the word in lower case, without surrounding white space."""
     return value.strip().lower()
 
 
 class DatabaseSettings(BaseSettings):
-    """What every command needs, each under its upper-case name in the environment or in `.env`."""
+    """The settings of every command, by their upper-case names in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -139,12 +139,12 @@ class DatabaseSettings(BaseSettings):
     db_pool_max: int = Field(default=15, ge=1, validate_default=True)
     db_statement_cache: int = Field(default=100, ge=0)
 
-    # It looks at another field as well, and is no model validator, which would not run when a field is wrong: all that
-    # is wrong is to be named at once. The same holds for the secret.
+    # Not a model validator, which would not run when any field is invalid: all errors are named at once. The same holds
+    # for the secret.
     @field_validator("db_pool_max")
     @classmethod
-    def is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
-        """Refuses a pool that would have to be larger than it may be."""
+    def max_is_not_below_min(cls, most: int, info: ValidationInfo) -> int:
+        """Rejects a maximum below the minimum."""
         least = info.data.get("db_pool_min", 0)
         if most < least:
             raise ValueError(f"is {most}, below DB_POOL_MIN, which is {least}")
@@ -152,14 +152,14 @@ class DatabaseSettings(BaseSettings):
 
 
 class Settings(DatabaseSettings):
-    """All settings: what answers requests, or makes tokens, needs these too."""
+    """All settings, for commands that serve requests or make tokens."""
 
     better_auth_url: Annotated[str, AfterValidator(server_url)] | None = None
     better_auth_jwks_url: Annotated[str, AfterValidator(http_url)] | None = None
     better_auth_secret: SecretStr = Field(default=SecretStr(""), validate_default=True)
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
-    # NoDecode: it is no JSON, as pydantic-settings expects of a tuple
+    # NoDecode: pydantic-settings expects JSON for a tuple
     frontend_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(origins)] = ("http://localhost:3000",)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -171,11 +171,11 @@ class Settings(DatabaseSettings):
 
     @field_validator("better_auth_secret")
     @classmethod
-    def is_there_and_long_enough(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
-        """Refuses a secret that is too short, or missing where nothing else says who signs the tokens."""
+    def is_set_and_long_enough(cls, secret: SecretStr, info: ValidationInfo) -> SecretStr:
+        """Rejects a secret that is too short, or missing when no URL says where the signers' keys are."""
         length = len(secret.get_secret_value())
         signers = ("better_auth_url", "better_auth_jwks_url")
-        has_url = any(info.data.get(name, ...) is not None for name in signers)  # a wrong one is not in the data
+        has_url = any(info.data.get(name, ...) is not None for name in signers)  # an invalid one is not in the data
         if length == 0 and not has_url and info.data.get("database_url", ...) is not None:
             raise ValueError(
                 "is required with DATABASE_URL, unless BETTER_AUTH_URL is set: "
@@ -189,10 +189,9 @@ class Settings(DatabaseSettings):
 
     @property
     def secret(self) -> str | None:
-        """The secret that signs HS256 tokens, None where there is none: then no HS256 token is accepted.
+        """The secret that signs HS256 tokens; None when there is none, and then none is accepted.
 
-        For the embedded database one is made once and kept. Raises embedded.Unusable when the data folder cannot hold
-        it.
+        With the embedded database, one is made and kept. Raises embedded.Unusable when the data folder is not writable.
         """
         if secret := self.better_auth_secret.get_secret_value():
             return secret
@@ -200,9 +199,9 @@ class Settings(DatabaseSettings):
 
     @property
     def jwks_url(self) -> str | None:
-        """Where the Better Auth server publishes its keys; None when no such server is set.
+        """The URL of the Better Auth server's keys; None when no server is set.
 
-        As for Better Auth itself, a path in BETTER_AUTH_URL is where its API is, and without one that is /api/auth.
+        As in Better Auth, a path in BETTER_AUTH_URL is its API's, which is /api/auth by default.
         """
         if self.better_auth_jwks_url is not None or self.better_auth_url is None:
             return self.better_auth_jwks_url
@@ -210,12 +209,12 @@ class Settings(DatabaseSettings):
 
     @property
     def published_issuer(self) -> str | None:
-        """The `iss` of a token that a published key signs; Better Auth's is the origin of its address."""
+        """The `iss` of a token signed with a published key; Better Auth uses the origin of its URL."""
         return self.jwt_issuer or (origin_of(self.better_auth_url) if self.better_auth_url else None)
 
     @property
     def published_audience(self) -> str | None:
-        """The `aud` of a token that a published key signs; Better Auth's is the same."""
+        """The `aud` of a token signed with a published key; Better Auth uses the same."""
         return self.jwt_audience or (origin_of(self.better_auth_url) if self.better_auth_url else None)
 
     def address(self) -> Address:
@@ -224,17 +223,17 @@ class Settings(DatabaseSettings):
 
 
 def load() -> Settings:
-    """Reads the environment and `.env`. Raises SettingsError, which names everything that is wrong at once."""
+    """Reads the environment and `.env`. Raises SettingsError, which names all errors."""
     return _load(Settings)
 
 
 def load_database() -> DatabaseSettings:
-    """As `load`, for what needs the database alone: nothing else has to be there, or right."""
+    """As `load`, for commands that only need the database: other settings may be missing or invalid."""
     return _load(DatabaseSettings)
 
 
 def _load(kind: type[S]) -> S:
-    forget_environment()  # from here on it has nothing more to say of the database
+    forget_environment()  # from here on only the settings say where the database is
     try:
         return kind()
     except ValidationError as error:

@@ -1,1 +1,1 @@
-"""Who is asking: the token, and the keys that may have signed it."""
+"""Authentication: tokens, and the keys that may have signed them."""

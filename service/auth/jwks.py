@@ -1,7 +1,7 @@
-"""The keys that the Better Auth server publishes, its JWKS: fetched, kept, and fetched again.
+"""The keys that the Better Auth server publishes (its JWKS): fetched, cached and refreshed.
 
-What a token has to be is in auth.py; here is only which keys there are, and which algorithms each of them is for.
-Whatever the server answers, and when it answers nothing, the last good keys stay.
+tokens.py checks tokens; this module knows the keys and their algorithms. Whatever the server responds, if anything, the
+last good keys stay in use.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from service.auth.proxy import UnusableProxy, proxy_for
 
 logger = logging.getLogger(__name__)
 
-FRESH_SECONDS = 300  # after which the keys are fetched again, so that one that is gone is soon gone here
-PAUSE_SECONDS = 10  # after a fetch that failed, or that an unknown key id asked for in vain
-FETCH_SECONDS = 3  # for the whole answer
+FRESH_SECONDS = 300  # between refreshes, which bound how long a revoked key is accepted
+PAUSE_SECONDS = 10  # after a fetch that failed, or did not find an unknown key id
+FETCH_SECONDS = 3  # for the whole response
 JWKS_BYTES = 256 * 1024
 MOST_KEYS = 100
-RSA_BITS = 2048  # at least, as RFC 7518 wants it for RS256 and PS256
+RSA_BITS = 2048  # the minimum of RFC 7518 for RS256 and PS256
 
-# A key's own type and curve say what it is for: how its public part is read, from which fields, for which algorithms.
+# By a key's type and curve: the reader of its public part, the fields this needs, and the algorithms it is for
 Reader = Callable[[dict[str, Any]], Any]
 KINDS: dict[tuple[Any, Any], tuple[Reader, tuple[str, ...], tuple[str, ...]]] = {
     ("OKP", "Ed25519"): (OKPAlgorithm.from_jwk, ("x",), ("EdDSA",)),
@@ -47,38 +47,38 @@ ALGORITHMS = [algorithm for _, _, algorithms in KINDS.values() for algorithm in 
 
 
 class InvalidKeySet(Exception):
-    """Why an answer, or a key in it, is of no use; the message is for the log."""
+    """A response, or a key in it, is unusable; the message is for the log."""
 
 
 @dataclass(frozen=True)
 class PublishedKey:
-    """A published key, and the algorithms of the tokens that it can have signed."""
+    """A published key, and the algorithms it may sign with."""
 
     public: AllowedPublicKeys
     algorithms: tuple[str, ...]
 
 
 class PublishedKeys:
-    """The keys at one URL, and the `iss` and `aud` that the tokens they sign must have, where those are set.
+    """The keys at one URL, and the `iss` and `aud` that their tokens must have, where set.
 
-    `by_id` has the keys by their `kid`; it is None until there were any.
+    `by_id` has the keys by their `kid`, and is None before the first successful fetch.
     """
 
     def __init__(self, url: str, issuer: str | None, audience: str | None) -> None:
         self.issuer = issuer
         self.audience = audience
         self.by_id: dict[str, PublishedKey] | None = None
-        self.on_loss: Callable[[], object] = lambda: None  # called as soon as a key is gone, or another one
+        self.on_loss: Callable[[], object] = lambda: None  # called when a key was removed or replaced
         self._url = url
         self._host = urlsplit(url).netloc
         self._fetching: asyncio.Task[None] | None = None
         self._failure = ""
         self._unusable: set[str] = set()
-        self._search_from = -math.inf  # by the monotonic clock
+        self._search_from = -math.inf  # time.monotonic()
 
     @asynccontextmanager
     async def kept_fresh(self) -> AsyncIterator[None]:
-        """Fetches the keys now and then, in the background, until the block ends."""
+        """Refreshes the keys in the background until the block ends."""
         keeper = asyncio.create_task(self._keep_fresh())
         try:
             yield
@@ -89,9 +89,9 @@ class PublishedKeys:
                     await task
 
     async def look_for(self, key_id: str) -> None:
-        """Fetches the keys again while this one is unknown and it is time for a search; may find nothing.
+        """Fetches the keys if this one is unknown and no search is paused; may not find it.
 
-        One fetch at a time serves all who wait. After a search that found no new key there is none for a while.
+        All callers share one fetch at a time. A search that finds no new key pauses further ones.
         """
         while self.by_id is None or key_id not in self.by_id:
             if self._fetching is None and self.seconds_until_search() > 0:
@@ -99,7 +99,7 @@ class PublishedKeys:
             await self._fetch(in_search=True)
 
     def seconds_until_search(self) -> float:
-        """Returns how long it takes until an unknown key may be looked for again."""
+        """Returns the seconds until the next search for an unknown key is allowed."""
         return self._search_from - time.monotonic()
 
     async def _keep_fresh(self) -> None:
@@ -109,23 +109,23 @@ class PublishedKeys:
 
     async def _fetch(self, in_search: bool) -> None:
         if self._fetching is None:
-            self._fetching = asyncio.create_task(self._replace(in_search))
+            self._fetching = asyncio.create_task(self._refresh(in_search))
             self._fetching.add_done_callback(self._fetched)
-        # the fetch is for all: it does not end with the one who asked for it
+        # the fetch is shared: one caller's cancellation must not cancel it
         await asyncio.shield(self._fetching)
 
     def _fetched(self, _: asyncio.Task[None]) -> None:
         self._fetching = None
 
-    async def _replace(self, in_search: bool) -> None:
+    async def _refresh(self, in_search: bool) -> None:
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                body = await self._body()
+                body = await self._download()
             found, unusable = read(body)
             self._warn_of_unusable(unusable)
             if not found and self.by_id is None:
                 raise InvalidKeySet("it publishes no key that can be used")
-        except Exception as error:  # what a server may answer knows no bounds, and none of it may end this task
+        except Exception as error:  # no response of any kind may end this task
             self._pause()
             self._warn_of_failure(_explain(error))
             return
@@ -151,11 +151,10 @@ class PublishedKeys:
                 f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded: {error}"
             ) from None
 
-    async def _body(self) -> bytes:
-        # Redirects are not followed: whose keys count is for the settings to say. Of the environment's proxies only the
-        # one for this URL is looked at: httpx would look at all of them, and fail at one that is not for it.
-        # the certificates are loaded for those who need them
-        verify = self._tls if self._url[:6].lower() == "https:" else False
+    async def _download(self) -> bytes:
+        # Redirects are not followed: the settings decide whose keys count. proxy_for reads only the proxy variables for
+        # this URL: httpx would read all of them, and fail at one that does not concern it.
+        verify = self._tls if self._url[:6].lower() == "https:" else False  # loads certificates only if needed
         options: dict[str, Any] = {"verify": verify, "proxy": proxy_for(self._url), "trust_env": False}
         async with (
             httpx.AsyncClient(timeout=None, follow_redirects=False, **options) as client,  # noqa: S113  (above)
@@ -166,31 +165,31 @@ class PublishedKeys:
             if response.status_code != 200:
                 raise InvalidKeySet(f"it answers with status {response.status_code}")
             body = bytearray()
-            async for chunk in response.aiter_raw():  # as it comes: httpx would unpack it without a bound
+            async for chunk in response.aiter_raw():  # raw: httpx would decompress it without a limit
                 body += chunk
-                _refuse_too_long(body)
-            return _unpacked(bytes(body), response.headers.get("Content-Encoding", ""))
+                _check_size(body)
+            return _decompressed(bytes(body), response.headers.get("Content-Encoding", ""))
 
     def _warn_of_failure(self, cause: str) -> None:
-        if cause != self._failure:  # once for each cause, not at every try
+        if cause != self._failure:  # log a cause once, not at every attempt
             used = "none are known yet" if self.by_id is None else "the last ones stay in use"
             logger.warning("the keys of %s cannot be fetched, %s: %s", self._host, used, cause)
         self._failure = cause
 
     def _warn_of_unusable(self, complaints: set[str]) -> None:
-        for complaint in sorted(complaints - self._unusable):  # once for each, too
+        for complaint in sorted(complaints - self._unusable):  # once each
             logger.warning("a key of %s cannot be used: %s", self._host, complaint)
         self._unusable = complaints
 
 
-def _unpacked(body: bytes, encoding: str) -> bytes:
-    """Returns the answer's text. Some servers pack it though nobody asked them to; what they packed is bounded, too."""
+def _decompressed(body: bytes, encoding: str) -> bytes:
+    """Returns the decompressed body, limited in size too. Some servers compress it unasked."""
     try:
         match encoding.strip().lower():
             case "" | "identity":
                 return body
             case "gzip" | "x-gzip" | "deflate":
-                # by its first bytes; without any it is the bare deflate that some servers mean by that name
+                # detects gzip and zlib headers; some servers send raw deflate, which has none
                 has_header = body[:2] == b"\x1f\x8b" or (body[:1] == b"\x78" and int.from_bytes(body[:2]) % 31 == 0)
                 text = zlib.decompressobj(zlib.MAX_WBITS | 32 if has_header else -zlib.MAX_WBITS).decompress(
                     body, JWKS_BYTES + 1
@@ -201,17 +200,17 @@ def _unpacked(body: bytes, encoding: str) -> bytes:
                 raise InvalidKeySet(f"its answer is packed as {_shown(other)}, which was not asked for")
     except (zlib.error, brotli.error):
         raise InvalidKeySet(f"its answer is not what its Content-Encoding says, {_shown(encoding)}") from None
-    _refuse_too_long(text)
+    _check_size(text)
     return text
 
 
-def _refuse_too_long(body: bytes | bytearray) -> None:
+def _check_size(body: bytes | bytearray) -> None:
     if len(body) > JWKS_BYTES:
         raise InvalidKeySet(f"its answer is over {JWKS_BYTES} bytes")
 
 
 def read(body: bytes) -> tuple[dict[str, PublishedKey], set[str]]:
-    """Returns the keys by their ids, and what is wrong with the others; raises InvalidKeySet when it is no JWKS."""
+    """Returns the keys by id, and what is wrong with unusable ones; raises InvalidKeySet when it is no JWKS."""
     try:
         keys = json.loads(body)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -250,7 +249,7 @@ def _key(jwk: dict[str, Any]) -> PublishedKey:
             raise InvalidKeySet(f"its `alg` is {_shown(algorithm)}, its type {_shown(kind)} {_shown(curve)}")
         algorithms = (algorithm,)
     try:
-        # these fields alone: with all of a private key that somebody published it would become one
+        # only these fields: with all of them, a private key published by mistake would be loaded as one
         public = reader({"kty": kind, "crv": curve} | {name: jwk[name] for name in fields})
     except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError):
         raise InvalidKeySet(f"its {', '.join(fields)} are no public key") from None

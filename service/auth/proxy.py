@@ -1,4 +1,4 @@
-"""Which proxy of the environment's is for a URL: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, and NO_PROXY in all its forms."""
+"""Finds the proxy for a URL in HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (in all its forms)."""
 
 import re
 from ipaddress import ip_address, ip_network
@@ -8,16 +8,16 @@ import httpx
 
 
 class UnusableProxy(Exception):
-    """The URL's proxy cannot be used; the message says why, and is for the log."""
+    """The URL's proxy cannot be used; the message is for the log."""
 
 
 def proxy_for(url: str) -> httpx.Proxy | None:
-    """Returns the URL's proxy, None where there is none or NO_PROXY exempts the host.
+    """Returns the URL's proxy; None when there is none, or NO_PROXY exempts the host.
 
-    Raises UnusableProxy. Variables that do not concern this URL are not looked at.
+    Raises UnusableProxy. Variables that do not concern this URL are not read.
     """
     target = httpx.URL(url)
-    proxies = getproxies_environment()  # also the rule that a CGI's HTTP_PROXY is a header's
+    proxies = getproxies_environment()  # ignores HTTP_PROXY in CGI, where it is a request header
     text = proxies.get(target.scheme) or proxies.get("all")
     if not text or _is_exempt(target, proxies.get("no", "")):
         return None
@@ -35,10 +35,10 @@ def proxy_for(url: str) -> httpx.Proxy | None:
 
 
 def _is_exempt(target: httpx.URL, no_proxy: str) -> bool:
-    """Returns whether an entry of NO_PROXY means the host; what means nothing is passed over.
+    """Returns whether an entry of NO_PROXY matches the host; ignores invalid entries.
 
-    An entry is a name (which means those below it, too, with or without a leading `.` or `*.`), an address, a network,
-    or `*`; a name or an address may have a port.
+    An entry is a name (which includes its subdomains, with or without a leading `.` or `*.`), an address, a network, or
+    `*`; a name or an address may have a port.
     """
     host, port = target.host.lower(), target.port or {"http": 80, "https": 443}[target.scheme]
     for entry in re.split(r"[\s,;]+", no_proxy.lower()):
@@ -49,12 +49,12 @@ def _is_exempt(target: httpx.URL, no_proxy: str) -> bool:
             if int(has_port[2]) != port:
                 continue
         name = name.strip("[]")
-        if name == "*" or (name and _means(name, host)):
+        if name == "*" or (name and _matches(name, host)):
             return True
     return False
 
 
-def _means(name: str, host: str) -> bool:
+def _matches(name: str, host: str) -> bool:
     try:
         return ip_address(host) in ip_network(name, strict=False)
     except (ValueError, TypeError):  # one of them is a name

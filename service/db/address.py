@@ -1,7 +1,7 @@
-"""The database's address: DATABASE_URL, parsed once by libpq's own parser, and its parts for everybody who connects.
+"""The database's address: DATABASE_URL, parsed once by libpq's own parser.
 
-Nobody else sees the URL. What libpq and asyncpg would look up by themselves (`PG…` variables, files in a home, a
-service file) is said here, so that nothing in the environment changes where a connection goes, or how.
+Nothing else reads the URL. Everything that libpq and asyncpg would look up by themselves (`PG…` variables, files in the
+home directory, a service file) is set here, so that the environment cannot change where or how a connection is made.
 """
 
 import difflib
@@ -25,11 +25,11 @@ EXAMPLE = "postgresql://user:password@host:5432/database"
 SCHEME = re.compile(r"postgres(?:ql)?(?:\+(?:asyncpg|psycopg|psycopg2))?://", re.IGNORECASE)
 DEFAULT_PORT = 5432
 SOCKETS = ("/var/run/postgresql", "/tmp")  # noqa: S108  (where Debian's libpq and PostgreSQL's own look)
-NOWHERE = "/dev/null/none"  # a file that cannot be: for what libpq would else look for in the home
+NOWHERE = "/dev/null/none"  # a file that cannot exist, in place of the ones libpq looks for in the home directory
 
-# libpq's options and the variables that stand for them: https://www.postgresql.org/docs/current/libpq-connect.html
+# libpq's options and their environment variables: https://www.postgresql.org/docs/current/libpq-connect.html
 VARIABLES = {option.keyword.decode(): (option.envvar or b"").decode() for option in Conninfo.get_defaults()}
-# That list is this libpq's. The pattern knows those of psql's too, which may be newer, and the server's and asyncpg's.
+# That list is this libpq's. The pattern also covers a newer psql, the server and asyncpg.
 VARIABLE = re.compile(r"PG[A-Z]+")
 
 SSL_VALUES = {"true": "require", "1": "require", "false": "disable", "0": "disable"}  # of SQLAlchemy's and JDBC's `ssl`
@@ -39,7 +39,7 @@ TLS_VERSIONS = {
     "TLSv1.2": ssl.TLSVersion.TLSv1_2,
     "TLSv1.3": ssl.TLSVersion.TLSv1_3,
 }
-# Options whose value is one of a few. Where libpq knows more, these are the values that asyncpg can keep as well.
+# Options with a fixed set of values; where libpq accepts more, only those that asyncpg supports too
 CHOICES: dict[str, tuple[str, ...]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
@@ -71,14 +71,14 @@ PARTS = {"host", "port", "dbname", "user", "password"}
 
 
 class Host(NamedTuple):
-    """A host, or the folder of a socket, and the port."""
+    """A host, or the folder of a Unix socket, and the port."""
 
     name: str
     port: int
 
     @property
     def is_socket(self) -> bool:
-        """Whether it is on this machine, through a socket's file."""
+        """Whether it is a Unix socket."""
         return self.name.startswith("/")
 
     def __str__(self) -> str:
@@ -87,26 +87,26 @@ class Host(NamedTuple):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the database is and how it is reached. Its text has hosts, ports and database, and never a secret."""
+    """Where the database is and how to connect. Its `str()` has hosts, ports and database, and no secret."""
 
     hosts: tuple[Host, ...]
     database: str
     user: str
     password: SecretStr | None
-    options: dict[str, str]  # libpq's others, checked; sslmode is always there
-    ignored: tuple[str, ...] = ()  # the names of the URL's options that libpq does not know
+    options: dict[str, str]  # libpq's other options, checked; sslmode is always set
+    ignored: tuple[str, ...] = ()  # names of options in the URL that libpq does not know
 
     def __str__(self) -> str:
         return f"{','.join(map(str, self.hosts))}/{self.database}"
 
     @property
     def may_need_tls(self) -> bool:
-        """Whether a connection may have to be encrypted."""
+        """Whether TLS may be used."""
         return self.options["sslmode"] != "disable"
 
     @property
     def needs_tls(self) -> bool:
-        """Whether every connection over a network has to be encrypted."""
+        """Whether TLS is required over a network."""
         return self.may_need_tls and self.options["sslmode"] not in ("allow", "prefer")
 
     @property
@@ -115,12 +115,12 @@ class Address:
         return self.password.get_secret_value() if self.password else None
 
     def for_libpq(self) -> dict[str, str]:
-        """Returns all that libpq is to be told, by its own names, the password included."""
-        # no Kerberos, which asyncpg has not, and which an environment's ticket would switch on
+        """Returns all options for libpq, the password included."""
+        # no Kerberos: asyncpg lacks it, and a ticket in the environment would enable it
         fixed = {"gssencmode": "disable", "passfile": NOWHERE}
         files = dict.fromkeys(FILES - {"sslcrldir"}, NOWHERE)
         if "sslcrldir" in self.options:
-            del files["sslcrl"]  # the two are loaded together, or not at all
+            del files["sslcrl"]  # OpenSSL loads both or neither
         parts = {
             "host": ",".join(host.name for host in self.hosts),
             "port": ",".join(str(host.port) for host in self.hosts),
@@ -132,21 +132,21 @@ class Address:
         return files | self.options | fixed | parts
 
     def for_psql(self) -> dict[str, str]:
-        """Returns the same as variables, which no other user of the machine can read, as they can a command line.
+        """Returns the same as environment variables: unlike a command line, other users cannot read them.
 
-        The few options without one, all about when a dead connection is given up, are left out.
+        The few options without a variable, all about detecting dead connections, are left out.
         """
         return {VARIABLES[name]: value for name, value in self.for_libpq().items() if VARIABLES.get(name)}
 
     def in_schema(self) -> "Address":
-        """Returns the same address, with the service's schema at the beginning of the search path."""
-        options = f'-c search_path=tasks,"$user",public {self.options.get("options", "")}'.strip()
+        """Returns the same address with the service's schema first in the search path."""
+        options = f"""{self.options.get("options", "")} -c search_path=tasks,"$user",public""".strip()
         return replace(self, options=self.options | {"options": options})
 
     def tls(self) -> ssl.SSLContext | None:
-        """Returns what sslmode and its files mean, as libpq understands them; None without TLS.
+        """Returns the TLS context that sslmode and its files mean to libpq; None without TLS.
 
-        Raises OSError (ssl.SSLError is one) when a file is of no use.
+        Raises OSError (ssl.SSLError is one) when a file cannot be used.
         """
         mode, root = self.options["sslmode"], self.options.get("sslrootcert")
         if not self.may_need_tls:
@@ -164,23 +164,23 @@ class Address:
             context.load_verify_locations(crl, folder)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
         if "sslcert" in self.options:
-            # without the function OpenSSL would ask for a passphrase, on the terminal
+            # otherwise OpenSSL asks for a passphrase on the terminal
             context.load_cert_chain(self.options["sslcert"], self.options["sslkey"], password=lambda: "")
         context.minimum_version = TLS_VERSIONS[self.options.get("ssl_min_protocol_version", "TLSv1.2")]  # libpq's
         if "ssl_max_protocol_version" in self.options:
             context.maximum_version = TLS_VERSIONS[self.options["ssl_max_protocol_version"]]
-        context.set_alpn_protocols(["postgresql"])  # which PostgreSQL 17 wants with sslnegotiation=direct
+        context.set_alpn_protocols(["postgresql"])  # required by PostgreSQL 17 with sslnegotiation=direct
         return context
 
 
 def forget_environment() -> None:
-    """Takes out of this process's environment what libpq, asyncpg, psql and PostgreSQL would read there."""
+    """Removes from this process's environment what libpq, asyncpg, psql and PostgreSQL would read."""
     for name in [name for name in os.environ if name in VARIABLES.values() or VARIABLE.fullmatch(name)]:
         del os.environ[name]
 
 
 def parse_address(url: str) -> Address:
-    """Returns the URL's parts. Raises ValueError, which says what is wrong and quotes nothing that may be a secret."""
+    """Returns the parsed URL. Raises ValueError, which says what is wrong without quoting a possible secret."""
     found, ignored = _split(url)
     options = {name: value for name, value in found.items() if name not in PARTS}
     if unknown := sorted(options.keys() - CHOICES.keys() - NUMBERS - FILES - TEXTS):
@@ -191,10 +191,12 @@ def parse_address(url: str) -> Address:
         if name in NUMBERS and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
             raise ValueError(f"has an option {name} that is no whole number")
     hosts = _hosts(found.get("host", ""), found.get("port", ""))
-    if all(host.is_socket for host in hosts):  # libpq encrypts nothing there; and one without TLS would refuse sslmode
+    if all(
+        host.is_socket for host in hosts
+    ):  # libpq never encrypts there, and one built without TLS would reject sslmode
         options = {name: value for name, value in options.items() if name not in TLS_OPTIONS} | {"sslmode": "disable"}
     options.setdefault("sslmode", "verify-full" if options.get("sslrootcert") == "system" else "prefer")
-    _refuse_half_of_tls(options)
+    _check_tls_options(options)
     user = found.get("user") or _own_name()
     password = SecretStr(found["password"]) if "password" in found else None
     address = Address(hosts, found.get("dbname", user), user, password, options, ignored)
@@ -206,7 +208,7 @@ def parse_address(url: str) -> Address:
 
 
 def _split(url: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Returns what libpq finds in the URL, decoded, without what is empty; and the options that libpq does not know."""
+    """Returns the URL's non-empty parts, decoded by libpq, and the names of options that libpq does not know."""
     scheme = SCHEME.match(url)
     if scheme is None:
         raise ValueError("must begin with postgresql://, postgres:// or postgresql+asyncpg://")
@@ -216,7 +218,7 @@ def _split(url: str) -> tuple[dict[str, str], tuple[str, ...]]:
     if re.search(r"%(?![0-9A-Fa-f]{2})|%00", rest):
         raise ValueError("has a % that is not encoded; in a URL's password it is %25")
     if rest.count("@") > 1 or "@" in rest.partition("/")[2]:
-        # libpq would take the rest of a password for a host, and messages would show it
+        # libpq would take the rest of the password for a host, and messages would show it
         raise ValueError(
             "has an @ or a / that is not encoded; in a user, a password and an option they are %40 and %2F"
         )
@@ -231,7 +233,7 @@ def _split(url: str) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _options(query: str) -> tuple[list[str], tuple[str, ...]]:
-    """Returns the query's options that libpq knows, as libpq can read them, and the names of the others."""
+    """Returns the query's options that libpq knows, encoded for it, and the names of the others."""
     known: list[str] = []
     ignored: list[str] = []
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
@@ -239,20 +241,20 @@ def _options(query: str) -> tuple[list[str], tuple[str, ...]]:
         name = unquote(encoded)
         if name == "ssl":
             mode = SSL_VALUES.get(value.lower(), value.lower())
-            known.insert(0, f"sslmode={mode}")  # the last one counts: sslmode itself, where there is one
+            known.insert(0, f"sslmode={mode}")  # first, so that an explicit sslmode overrides it
         elif name in VARIABLES:
             if not equals:
                 raise ValueError(f"has the option {name} without a value")
             known.append(f"{name}={value.replace('=', '%3D')}")
         elif alike := difflib.get_close_matches(name.lower(), TLS_OPTIONS, 1, 0.85):
-            raise ValueError(f"has the option {name}, which may be meant for {alike[0]}")  # no TLS is lost to a typo
+            raise ValueError(f"has the option {name}, which may be meant for {alike[0]}")  # a typo must not disable TLS
         else:
             ignored.append(name)
     return known, tuple(dict.fromkeys(ignored))
 
 
 def _hosts(names: str, ports: str) -> tuple[Host, ...]:
-    """Returns the hosts with their ports: one port is for all; libpq's default stands for what is empty."""
+    """Returns the hosts with their ports. One port holds for all hosts; empty parts get libpq's defaults."""
     all_names, all_ports = names.split(","), ports.split(",")
     if len(all_ports) == 1:
         all_ports *= len(all_names)
@@ -281,15 +283,15 @@ def _host(name: str) -> str:
 
 
 def _own_name() -> str:
-    """Returns the operating system's name of this process's user, as libpq takes it: no variable has a say in it."""
+    """Returns the process's user name as the operating system has it, which libpq uses and no variable changes."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         raise ValueError("names no user, and the operating system has no name for this process's user") from None
 
 
-def _refuse_half_of_tls(options: dict[str, str]) -> None:
-    """Raises ValueError for combinations that libpq refuses, or completes with files in the home."""
+def _check_tls_options(options: dict[str, str]) -> None:
+    """Raises ValueError for combinations that libpq rejects, or completes with files in the home directory."""
     mode, root = options["sslmode"], options.get("sslrootcert")
     if mode.startswith("verify-") and root is None:
         raise ValueError(f"has sslmode={mode} without sslrootcert: name a file, or system for the machine's own roots")
@@ -304,7 +306,6 @@ def _refuse_half_of_tls(options: dict[str, str]) -> None:
             raise ValueError(f"has the option {name}, whose file {options[name]} cannot be read")
     if "sslkey" in options:
         key = Path(options["sslkey"]).stat()
-        # libpq's rule
-        others = S_IWGRP | S_IXGRP | S_IRWXO if key.st_uid == 0 else S_IRWXG | S_IRWXO
+        others = S_IWGRP | S_IXGRP | S_IRWXO if key.st_uid == 0 else S_IRWXG | S_IRWXO  # libpq's rule
         if key.st_mode & others:
             raise ValueError(f"has the option sslkey, whose file {options['sslkey']} others can read: chmod 600 it")

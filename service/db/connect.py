@@ -1,4 +1,4 @@
-"""Connects asyncpg as libpq connects: host by host, each with a time of its own, with TLS as sslmode says."""
+"""Connects asyncpg the way libpq connects: host by host, each with its own timeout, with TLS as sslmode says."""
 
 import random
 import socket
@@ -9,12 +9,12 @@ import asyncpg
 
 from service.db.address import NOWHERE, Address, Host
 
-CONNECT_SECONDS = 3  # for all hosts together, unless the address has a connect_timeout, which is for each
-LEAST_SECONDS = 1  # for each of many hosts
+CONNECT_SECONDS = 3  # for all hosts together; a connect_timeout in the address is for each host
+LEAST_SECONDS = 1  # for each host
 
-# What lets libpq go on to the next host. A host that answers and refuses the user does not.
+# On these libpq tries the next host; not when a host rejects the user
 NEXT_HOST = (OSError, asyncpg.CannotConnectNowError, asyncpg.InternalClientError, asyncpg.ConnectionDoesNotExistError)
-# What lets libpq try the same host once more, with TLS or without, where sslmode is allow or prefer.
+# On these libpq tries the same host again, with or without TLS, if sslmode is allow or prefer
 NEXT_WAY = (
     ConnectionError,
     ssl.SSLError,
@@ -22,8 +22,8 @@ NEXT_WAY = (
     asyncpg.ConnectionDoesNotExistError,
 )
 
-# libpq's names of the options, the system's, and what holds when the address says nothing: a connection that died
-# silently is found out within half a minute when it is idle, and within the deadline of a request when it is used.
+# libpq's options, the system's names and the defaults. These detect a dead connection within half a minute when it is
+# idle, and within the deadline of a request when it is in use.
 KEEPALIVES = {
     "keepalives_idle": ("TCP_KEEPIDLE", 10),  # seconds
     "keepalives_interval": ("TCP_KEEPINTVL", 5),
@@ -33,9 +33,9 @@ KEEPALIVES = {
 
 
 async def connect(address: Address, tls: ssl.SSLContext | None, **options: Any) -> Any:
-    """Returns a connection of asyncpg's to the first host that has the wanted target_session_attrs.
+    """Returns an asyncpg connection to the first host that has the requested target_session_attrs.
 
-    The options are asyncpg's; `tls` is what address.tls() returned. Raises what the last host answered.
+    The options are asyncpg's; `tls` is what address.tls() returned. Raises the last host's error.
     """
     hosts = list(address.hosts)
     if address.options.get("load_balance_hosts") == "random":
@@ -67,7 +67,7 @@ async def _connect_to(host: Host, address: Address, tls: ssl.SSLContext | None, 
     for way in (first, *others):
         try:
             return await asyncpg.connect(
-                # a list each: asyncpg would look for commas in a text
+                # lists: asyncpg would split a string at commas
                 host=[host.name],
                 port=[host.port],
                 user=address.user,
@@ -83,11 +83,11 @@ async def _connect_to(host: Host, address: Address, tls: ssl.SSLContext | None, 
         except NEXT_WAY:
             if way is (others or [first])[-1]:
                 raise
-    raise AssertionError  # there is a way
+    raise AssertionError  # there is always one
 
 
 def _ways(host: Host, address: Address, tls: ssl.SSLContext | None) -> list[ssl.SSLContext | bool]:
-    """Returns with which TLS to try, in order; False is without."""
+    """Returns the TLS contexts to try, in order; False is without TLS."""
     if tls is None or host.is_socket:
         return [False]
     ways: dict[str, list[ssl.SSLContext | bool]] = {"allow": [False, tls], "prefer": [tls, False]}
@@ -95,10 +95,10 @@ def _ways(host: Host, address: Address, tls: ssl.SSLContext | None) -> list[ssl.
 
 
 def _keep_alive(connection: Any, options: dict[str, str]) -> None:
-    """Has the system notice a connection that died silently, as libpq does, as far as the system can."""
+    """Sets the TCP keep-alive options that libpq would set and the system has."""
     if options.get("keepalives") == "0":
         return
-    connected = connection._transport.get_extra_info("socket")  # asyncpg offers no other way to it
+    connected = connection._transport.get_extra_info("socket")  # there is no public way to the socket
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, (option, usual) in KEEPALIVES.items():
         if (value := int(options.get(name, usual))) and hasattr(socket, option):

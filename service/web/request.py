@@ -1,4 +1,4 @@
-"""What comes in: the path's ids, and the body as a model."""
+"""Reads a request: the ids in the path, and the body as a model."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -14,7 +14,7 @@ from service.web.parameters import sent_parameters
 
 BODY_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
-COSTLY_BYTES = 192 * 1024  # of a batch that are in no string, brackets counted thrice; 100 whole tasks have 20 KiB
+COSTLY_BYTES = 192 * 1024  # of a batch's JSON outside strings, brackets counted thrice; 100 whole tasks have 20 KiB
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -28,7 +28,7 @@ def path_uuid(request: Request, name: str) -> str:
 
 
 def refuse_query(request: Request) -> None:
-    """Raises Problem, a 422 that names them, when the query string has parameters: this route knows none."""
+    """Raises Problem, a 422 that names them, when the query string has parameters: this route takes none."""
     if not request.scope["query_string"]:
         return
     names = sent_parameters(request.scope["query_string"]) or [""]
@@ -42,10 +42,10 @@ async def read_body(request: Request, model: type[BodyModel]) -> BodyModel:
 
 
 async def read_batch(request: Request) -> Any:
-    """Returns what the JSON of a batch says; raises Problem: 408, 413, 415 or 422."""
+    """Returns the parsed JSON of a batch; raises Problem: 408, 413, 415 or 422."""
     body = await _json_bytes(request, BATCH_BYTES)
     if len(body) > BODY_BYTES:
-        _refuse_costly_json(body)
+        _reject_costly_json(body)
     return _parsed(body)
 
 
@@ -56,22 +56,22 @@ async def read_optional_body(request: Request, model: type[BodyModel]) -> BodyMo
 
 
 async def _json_bytes(request: Request, limit: int = BODY_BYTES) -> bytes:
-    # Starlette's max_body_size does the same, and answers in plain text what ought to be JSON.
-    headers = dict(request.scope["headers"])  # without a Headers object, which takes as long as the whole rest
+    # Starlette's max_body_size responds in plain text where this API promises JSON.
+    headers = dict(request.scope["headers"])  # a Headers object takes as long as all the rest
     declared = int(headers.get(b"content-length", b"0"))
     if declared > limit:
         raise Problem(413, "Request body too large")
     parts: list[bytes] = []
-    size, is_followed = 0, True
-    while is_followed:
+    size, has_more = 0, True
+    while has_more:
         try:
             message = await request.receive()
-        except TimeoutError:  # Protocol's
+        except TimeoutError:  # from Exchange.receive
             raise Problem(408, "Request body incomplete", {"Connection": "close"}) from None
         if message["type"] == "http.disconnect":
-            raise Problem(400, "Request body incomplete")  # nobody is there to read it; the log is
+            raise Problem(400, "Request body incomplete")  # for the log: the client has gone
         parts.append(message.get("body", b""))
-        is_followed = message.get("more_body", False)
+        has_more = message.get("more_body", False)
         size += len(parts[-1])
         if size > limit:
             raise Problem(413, "Request body too large")
@@ -85,13 +85,13 @@ async def _json_bytes(request: Request, limit: int = BODY_BYTES) -> bytes:
     return body
 
 
-def _refuse_costly_json(body: bytes) -> None:
-    """Raises Problem, a 422, when reading this JSON would keep everybody waiting.
+def _reject_costly_json(body: bytes) -> None:
+    """Raises Problem, a 422, when parsing this JSON would block the event loop for too long.
 
-    Text is read fast; names, numbers and above all brackets are not. Measured here, the most that is let through takes
-    35 ms.
+    Strings parse fast; names, numbers and above all brackets do not. The most expensive body that is accepted takes
+    35 ms, as measured.
     """
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # now each " begins or ends a string
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # now every " delimits a string
     cost = plain.count(b'"') // 2
     if cost <= COSTLY_BYTES:
         rest = b"".join(plain.split(b'"')[::2]).translate(None, b" \t\r\n")
@@ -104,7 +104,7 @@ def _refuse_costly_json(body: bytes) -> None:
 
 
 def _parsed(body: bytes) -> Any:
-    """Returns what the JSON says, as RFC 8259 has it; raises Problem, a 422."""
+    """Returns the parsed JSON (RFC 8259: no NaN, no Infinity); raises Problem, a 422."""
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -114,9 +114,9 @@ def _parsed(body: bytes) -> Any:
 def validated(
     value: Any, model: type[BodyModel], place: Sequence[str | int] = ("body",), most: int = MOST_ENTRIES
 ) -> BodyModel:
-    """Returns the model of this JSON; raises Wrong, whose entries' `loc` begins with the place.
+    """Returns this JSON as the model; raises Wrong, with entries whose `loc` begins with the place.
 
-    Unknown fields are looked for here: pydantic makes an error of each, however many there are.
+    Unknown fields are checked here: pydantic would build an error for each, however many there are.
     """
     known = model.__pydantic_fields__.keys()
     unknown: list[str] = []
@@ -144,7 +144,7 @@ def _unknown(name: str, model: type[BaseModel], place: Sequence[str | int]) -> I
 def _entry(problem: ErrorDetails, place: Sequence[str | int]) -> Invalid:
     message, value, type_ = problem["msg"], problem["input"], problem["type"]
     if type_ == "model_type":
-        message = "Input should be an object"  # pydantic would name the Python class
+        message = "Input should be an object"  # pydantic names the Python class
     elif type_ == "list_type":
         message = "Input should be an array"
     if type_ == "string_too_long":

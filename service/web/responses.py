@@ -1,4 +1,4 @@
-"""What goes out: JSON, with the headers of a task, of a list or of a new task; and the links in them."""
+"""Builds responses: JSON, with the headers and links of a task, a list or a new task."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.queries.tasks import Written
 from service.web.errors import Problem, invalid
 
-# What a write that did not happen is answered, in a batch too: by the outcome, status and detail
+# Status and detail of a write that did not happen, by its outcome; in a batch too
 FAILED = {
     "not_found": (404, "Task not found"),
     "exists": (409, "Task already exists"),
@@ -22,7 +22,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class JsonResponse(Response):
-    """An answer whose body is JSON already. Starlette's own looks through the headers for what these always have."""
+    """A response whose body is JSON already. Starlette's class searches the headers for what is always set here."""
 
     def __init__(self, body: bytes, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> None:
         self.status_code = status
@@ -36,9 +36,9 @@ class JsonResponse(Response):
 
 
 def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
-    """Returns the answer with this JSON, or a 304 when the client has it already: there is no body then.
+    """Returns the response with this JSON, or without a body a 304: the client has the current version.
 
-    The headers are of the body: a 304 leaves them out, since what they would say is not known then.
+    The headers belong to the body: their values are not known for a 304, which leaves them out.
     """
     if body is None:
         return Response(status_code=304, headers={"ETag": etag})
@@ -46,18 +46,17 @@ def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO
 
 
 def task_response(written: Written) -> Response:
-    """Returns the answer with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
-    headers = _etag(written)
-    return JsonResponse(written.task or b"", 200, headers)
+    """Returns the response with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
+    return JsonResponse(written.task or b"", headers=_etag(written))
 
 
 def no_content(written: Written) -> Response:
-    """Returns the answer without a body; raises Problem: a 404 when there is no task, a 412 when it has changed."""
+    """Returns the response without a body; raises Problem: a 404 when there is no task, a 412 when it has changed."""
     return Response(status_code=204, headers=_etag(written))
 
 
 def created_response(request: Request, written: Written, task_id: str) -> Response:
-    """Returns the answer with this new task, or with the one that the first request with the same key has made.
+    """Returns the response with this new task, or with the one created by the first request with the same key.
 
     Raises Problem: a 409 when the id is taken, a 422 when the key is.
     """
@@ -68,13 +67,13 @@ def created_response(request: Request, written: Written, task_id: str) -> Respon
     task = written.task or b""
     if written.outcome == "replayed":
         headers["Idempotent-Replayed"] = "true"
-        task_id = json.loads(task)["id"]  # which the server has made, perhaps
+        task_id = json.loads(task)["id"]  # the first request's, maybe made by the server
     headers["Location"] = f"{list_path(request)}/{task_id}"
     return JsonResponse(task, 201, headers)
 
 
 def _etag(written: Written) -> dict[str, str]:
-    """Returns the header with the task's version; raises Problem when nothing was to be written."""
+    """Returns the ETag header for the task's version; raises Problem when the write did not happen."""
     headers = {} if written.version is None else {"ETag": f'"{written.version}"'}
     if written.outcome in FAILED:
         raise Problem(*FAILED[written.outcome], headers)
@@ -82,38 +81,35 @@ def _etag(written: Written) -> dict[str, str]:
 
 
 def not_found() -> Problem:
-    """Returns the 404 for a task that is not there."""
+    """Returns the 404 for a task."""
     return Problem(*FAILED["not_found"])
 
 
 def error_response(problem: Problem) -> Response:
-    """Returns the answer that the problem stands for."""
+    """Returns the response for this problem."""
     body = json.dumps({"detail": problem.detail}, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return JsonResponse(body, problem.status, problem.headers or NO_HEADERS)
 
 
 def prefix(request: Request) -> str:
-    """Returns what a proxy has taken away at the path's beginning, like `/svc`; empty when there is none, or no word
-    of it. Middleware has put it there.
-    """
+    """Returns the path prefix that a proxy has stripped, like `/svc`, or an empty string; Service has found it."""
     found: str = request.scope["prefix"]
     return found
 
 
 def list_path(request: Request) -> str:
-    """Returns the path of the user's list, as the client has to ask for it: with `me` when it did so."""
+    """Returns the path of the user's list as the client must request it, with `me` if it used that."""
     return f"{prefix(request)}/api/{quote(request.path_params['user_id'], safe='')}/tasks"
 
 
 def service_url(request: Request) -> str:
-    """Returns the service's own URL, with the scheme, the host and the prefix that the client used.
+    """Returns the service's URL, with the scheme, host and prefix that the client used.
 
-    Middleware has put the scheme right behind a proxy that is trusted; Starlette takes the host for none unless it is
-    one.
+    Behind a trusted proxy, Service has set the scheme; Starlette ignores an invalid host.
     """
     return f"{request.url.scheme}://{request.url.netloc}{prefix(request)}"
 
 
 def next_link(request: Request, query: str) -> str:
-    """Returns the `Link` to the list's next page, complete."""
+    """Returns the `Link` to the list's next page, with an absolute URL."""
     return f'<{request.url.scheme}://{request.url.netloc}{list_path(request)}?{query}>; rel="next"'

@@ -1,4 +1,4 @@
-"""What the routes are made of: a path with an operation for each of its methods, which also say what the docs tell."""
+"""The building blocks of the routes: a path, with an operation and its documentation for each method."""
 
 import re
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,7 +19,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class Endpoint:
-    """A handler, with its name in the document and what it says of itself."""
+    """A handler, with its name and description in the OpenAPI document."""
 
     def __init__(self, handler: Handler, description: "describe", name: str) -> None:
         self.handler = handler
@@ -33,7 +33,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class describe:  # noqa: N801  (it is used as a decorator)
-    """What an operation says of itself, beside its name and its docstring; makes an endpoint of the handler."""
+    """An operation's description, beside its name and docstring; a decorator that makes the handler an Endpoint."""
 
     status: int
     result: str
@@ -41,16 +41,16 @@ class describe:  # noqa: N801  (it is used as a decorator)
     body: type[BaseModel] | None = None
     body_required: bool = True
     answer: type[BaseModel] = Task
-    many: bool = False  # whether it answers with an array
-    conflict: type[BaseModel] | None = None  # what a 409 answers, when that is more than a detail
-    streams: bool = False  # whether it answers with server-sent events, whose data is the answer
+    many: bool = False  # whether the response is an array
+    conflict: type[BaseModel] | None = None  # the body of a 409, if it is more than a detail
+    streams: bool = False  # whether the response is server-sent events, with `answer` as data
     errors: tuple[int, ...] = ()
     headers: tuple[str, ...] = ()
     health: bool = False
     query: Mapping[str, Parameter] = field(default_factory=dict)
-    conditional: bool = False  # whether If-None-Match may spare the client the answer
-    takes_versions: bool = False  # whether If-Match may keep the change from being made
-    takes_key: bool = False  # whether Idempotency-Key makes a retry safe
+    conditional: bool = False  # whether it supports If-None-Match
+    takes_versions: bool = False  # whether it supports If-Match
+    takes_key: bool = False  # whether it supports Idempotency-Key
 
     def __call__(self, handler: Handler) -> Endpoint:
         """Returns the handler with this description."""
@@ -60,9 +60,8 @@ class describe:  # noqa: N801  (it is used as a decorator)
 class Resource(Route):
     """A path with its operations, one a method.
 
-    One route for all methods of a path is fewer to search, and knows what `Allow` has to list. It does what Starlette's
-    own does in less time, since less is asked of it: paths are whole, their parameters are text, and what a handler
-    raises is answered elsewhere, once for all.
+    One route for all methods of a path leaves fewer to search, and knows the methods for `Allow`. It is faster than
+    Starlette's, since it supports less: no mounts, only text parameters, and exceptions are handled by Service.
     """
 
     def __init__(self, path: str, **operations: Endpoint) -> None:
@@ -71,11 +70,11 @@ class Resource(Route):
         if "GET" in operations:
             self._handlers["HEAD"] = operations["GET"].handler
         super().__init__(path, self.handle, methods=list(operations))
-        # Starlette's own ends with $, which also matches before a line break at the end
+        # Starlette's ends with $, which also matches before a trailing line break
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Returns whether the path is this one, and in part when only the method is another; and its parameters."""
+        """Returns whether the path matches (PARTIAL if it lacks the method), and the path's parameters."""
         found = self.path_regex.match(scope["path"])
         if found is None or scope["type"] != "http":
             return Match.NONE, {}
@@ -83,7 +82,7 @@ class Resource(Route):
         return match, {"endpoint": self.endpoint, "path_params": found.groupdict()}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the handler answer. Raises HTTPException, a 405, when the method has none."""
+        """Runs the method's handler. Raises HTTPException, a 405, when there is none."""
         handler = self._handlers.get(scope["method"])
         if handler is None:
             raise HTTPException(405, headers={"Allow": ", ".join(self._handlers)})

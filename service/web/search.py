@@ -1,4 +1,4 @@
-"""What a list can be asked for: every query parameter, and the cursor that leads to the next page."""
+"""The query parameters of a list, and the cursor of its next page."""
 
 import json
 import re
@@ -19,12 +19,12 @@ SORTS = ("created_at", "updated_at", "completed_at", "title", "priority", "statu
 LARGEST_PAGE = 1000
 SEARCH_LENGTH = 1000
 
-# RFC 3339, with an offset. The one that arrives with a space had a + in its URL, which stands for a space there.
+# RFC 3339, with an offset. LOST_PLUS: an unencoded + in a URL arrives as a space.
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
 LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
-FREE = ("limit", "cursor", "fields", "count", "after")  # what may differ from page to page
+FREE = ("limit", "cursor", "fields", "count", "after")  # may differ from page to page
 
 
 def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -48,7 +48,7 @@ def _words(value: str) -> list[str] | None:
 
 
 def _moment(value: str) -> tuple[datetime, bool]:
-    """Returns the moment, to the microsecond, and whether it was a little later than that."""
+    """Returns the moment, truncated to microseconds, and whether that cut anything off."""
     accepted = "an RFC 3339 timestamp with an offset, like 2026-11-23T08:30:00Z"
     parts = MOMENT.fullmatch(value)
     if parts is None:
@@ -57,7 +57,7 @@ def _moment(value: str) -> tuple[datetime, bool]:
     date, time, fraction, offset = parts.groups(default="")
     try:
         moment = datetime.fromisoformat(f"{date}T{time}.{fraction[:6].ljust(6, '0')}{offset.upper()}").astimezone(UTC)
-    except (ValueError, OverflowError):  # there is no such day, or none in UTC that Python knows
+    except (ValueError, OverflowError):  # no such day, or out of Python's range in UTC
         raise ValueError(accepted) from None
     return moment, fraction[6:].strip("0") != ""
 
@@ -67,14 +67,14 @@ def _after(value: str) -> datetime:
 
 
 def _before(value: str) -> datetime:
-    # PostgreSQL knows no more than microseconds: before 0.1234567 is all that is up to 0.123456
-    moment, is_later = _moment(value)
-    return moment + timedelta(microseconds=1) if is_later and moment < datetime.max.replace(tzinfo=UTC) else moment
+    # PostgreSQL stores microseconds: 0.123456 is before 0.1234567
+    moment, is_truncated = _moment(value)
+    return moment + timedelta(microseconds=1) if is_truncated and moment < datetime.max.replace(tzinfo=UTC) else moment
 
 
 def _sort(value: str) -> str:
     if value.removeprefix("-") not in SORTS:
-        raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to turn it round")
+        raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to reverse it")
     return value
 
 
@@ -119,44 +119,44 @@ PARAMETERS: dict[str, Parameter] = {
     "trashed": Parameter(_boolean, "`true`: the trash instead of the live tasks", BOOLEAN, False),
     "sort": Parameter(
         _sort,
-        "what comes first: `-created_at` when it is not sent; a leading `-` turns it round. Ties by `id`, nulls last, "
+        "the order, `-created_at` when it is not sent; a leading `-` reverses it. Ties by `id`, nulls last, "
         "titles without regard to case",
         {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")]},
         "-priority",
     ),
     "limit": Parameter(
         whole_number(1, LARGEST_PAGE),
-        "how many tasks at most; without it, all. A page that another one follows has it in `Link`",
+        "how many tasks at most; all without it. `Link` has the next page, if there is one",
         {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE},
         50,
     ),
     "cursor": Parameter(
-        str, "from the page before's `Link`; good for the same filters and sort", {"type": "string"}, None
+        str, "from the previous page's `Link`; valid for the same filters and sort", {"type": "string"}, None
     ),
     "fields": Parameter(
         _several(FIELDS),
-        "the fields of each task, which then lacks the others; `id` always comes",
+        "the only fields of each task; `id` is always included",
         _names_schema(FIELDS),
         ["id", "title", "is_completed"],
     ),
-    "count": Parameter(_boolean, "`true`: `X-Total-Count` tells how many tasks match, on all pages", BOOLEAN, True),
+    "count": Parameter(_boolean, "`true`: `X-Total-Count` has the number of tasks on all pages", BOOLEAN, True),
 }
 
 
 def read_search(query_string: bytes, user_id: str) -> Search:
-    """Returns what the query string asks for; raises Problem, a 422 with everything that is wrong."""
+    """Returns the search in the query string; raises Problem, a 422 that names all errors."""
     search = Search(**read_parameters(query_string, PARAMETERS))
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
 
 
 # The cursor -----------------------------------------------------------------------------------------------------------
 #
-# It is the key of a page's last task, and a hash of this key, the user, the filters and the sort, so that it fits no
-# other list. There is no secret in it: whoever makes one up moves about in a list of his own, as he may.
+# It is the sort key of a page's last task, and a hash of this key, the user, the filters and the sort, which bind it to
+# the list. It needs no secret: with a forged cursor a user can only page through lists of their own.
 
 
 def next_query(query_string: bytes, search: Search, user_id: str, last: PageKey) -> str:
-    """Returns the query string of the page that begins after this task."""
+    """Returns the query string of the page after this task."""
     key = json.dumps(last, ensure_ascii=False).encode()
     cursor = urlsafe_b64encode(_digest(search, user_id, key) + key).decode().rstrip("=")
     sent = {name: ",".join(values) for name, values in sent_parameters(query_string).items()}
@@ -169,7 +169,7 @@ def _digest(search: Search, user_id: str, key: bytes) -> bytes:
 
 
 def _key(search: Search, user_id: str) -> PageKey:
-    """Returns what the cursor says; raises Problem, a 422, when it was not made for this search."""
+    """Returns the key in the cursor; raises Problem, a 422, when it was not made for this search."""
     try:
         cursor = search.cursor or ""
         content = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)) if CURSOR.fullmatch(cursor) else b""

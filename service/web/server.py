@@ -1,6 +1,6 @@
-"""The server: in this process, or in workers that this process watches and replaces. Either ends without a reset.
+"""The server: in this process, or in workers that this process supervises. Its graceful shutdown resets no connection.
 
-All workers accept from one listening socket, so a new connection goes to one that is free, never to one that hangs.
+All workers accept from one listening socket, so a new connection goes to a free worker, never to one that hangs.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ from service.settings import Settings, SettingsError, load
 from service.web import log
 from service.web.protocol import Protocol
 
-SHUTDOWN_SECONDS = 5  # for the requests that have begun; the pool and the database take the rest of ten
-CONNECTING_SECONDS = 0.3  # a handshake's way across the world and back
-QUEUE_ROUNDS = 200  # of 0.01 s at most, until those who have connected are accepted
-ARRIVING_SECONDS = 0.1  # from the last handshake to the request, which follows at once
+SHUTDOWN_SECONDS = 5  # for the requests in progress; the pool and the database have the rest of ten
+CONNECTING_SECONDS = 0.3  # a round trip around the world, to complete TCP handshakes
+QUEUE_ROUNDS = 200  # of 0.01 s at most, to accept the connections in the socket's queue
+ARRIVING_SECONDS = 0.1  # for the first request, which follows the handshake at once
 
-ROUND_SECONDS = 0.1  # between two looks at the workers, and between two beats of a worker
-HUNG_ROUNDS = 30  # without a beat; a client that waits longer than 5 s is gone
-START_ROUNDS = 600  # until the first beat: Python's imports on a slow machine
-CLOSE_ROUNDS = 10  # until nobody connects any more, whoever hangs
+ROUND_SECONDS = 0.1  # between checks of the workers, and between a worker's heartbeats
+HUNG_ROUNDS = 30  # without a heartbeat; clients give up after 5 s
+START_ROUNDS = 600  # until the first heartbeat: imports on a slow machine
+CLOSE_ROUNDS = 10  # until the listening socket is closed, even if a worker hangs
 END_ROUNDS = 80  # for all workers to end; the embedded database has the rest of ten seconds
 
-SERVER_OPTIONS: dict[str, Any] = {  # uvicorn's; the benchmark's applications run under the same
+SERVER_OPTIONS: dict[str, Any] = {  # for uvicorn; the benchmark uses them too
     "loop": "uvloop",
     "http": Protocol,
     "ws": "none",
     "log_config": None,
     "access_log": False,
-    "proxy_headers": False,  # the service reads them itself, and only where there are any
+    "proxy_headers": False,  # see web/forwarded.py
     "server_header": False,
     "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
 }
 
-CreateApp = Callable[[Settings], ASGIApp]  # a function of a module: a worker imports it
+CreateApp = Callable[[Settings], ASGIApp]  # a module's function, which workers import
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
@@ -60,20 +60,19 @@ logger = logging.getLogger(__name__)
 
 
 class CannotStart(Exception):
-    """The server, or one of its workers, does not get as far as to serve; printed as it is."""
+    """The server or a worker fails before it serves; the message is for the user."""
 
 
 def end_on_signals() -> None:
-    """Makes Ctrl+C, SIGTERM and a closed terminal end the process in order: `with` blocks are left, the status is 0."""
+    """Makes Ctrl+C, SIGTERM and a closed terminal exit cleanly: `with` blocks are left, the status is 0."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        # uvicorn knows nothing of this signal
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # uvicorn does not handle it
 
 
 def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    """Serves until a signal ends the process. Raises CannotStart, and what a start in this process raises."""
+    """Serves until a signal ends the process. Raises CannotStart, and without workers what create_app raises."""
     if settings.web_concurrency > 1:
         _run_workers(create_app, settings.web_concurrency, listener)
         return
@@ -86,32 +85,32 @@ def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> N
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; its end resets nobody, and in a worker it beats while its event loop runs."""
+    """uvicorn's server with a graceful shutdown that resets no connection, and in a worker a heartbeat."""
 
     def __init__(
-        self, create_app: CreateApp, settings: Settings, listener: socket.socket, beats: Connection | None = None
+        self, create_app: CreateApp, settings: Settings, listener: socket.socket, heartbeats: Connection | None = None
     ) -> None:
         options = SERVER_OPTIONS | {"timeout_keep_alive": settings.keep_alive}
         super().__init__(uvicorn.Config(lambda: create_app(settings), factory=True, **options))
         self._listener = listener
-        self._beats = beats
+        self._heartbeats = heartbeats
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until a signal comes, or the process that watches has gone."""
-        beating = asyncio.create_task(self._beat())
+        """Serves until a signal arrives, or the supervising process has gone."""
+        beating = asyncio.create_task(self._send_heartbeats())
         try:
             await super().serve(sockets)
         finally:
             beating.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends; whoever has connected is answered first.
+        """Shuts down after all who have connected have a response.
 
-        uvicorn alone closes the listening socket, which resets those in its queue, and closes every connection that has
-        no request yet.
+        uvicorn alone would close the listening socket, which resets the connections in its queue, and every connection
+        without a request.
         """
-        self.config.loaded_app.state.db.hub.close()  # streams end at once, so that their clients come back elsewhere
-        if self._beats is None:  # else there are others to accept, or the process that watches does it
+        self.config.loaded_app.state.db.hub.close()  # ends streams at once: their clients reconnect elsewhere
+        if self._heartbeats is None:  # else other workers accept, or the supervisor has done it
             stop_connecting(self._listener)
         await asyncio.sleep(CONNECTING_SECONDS)
         for _ in range(QUEUE_ROUNDS):
@@ -123,35 +122,35 @@ class Server(uvicorn.Server):
         await asyncio.sleep(ARRIVING_SECONDS)
         await super().shutdown(sockets)
 
-    async def _beat(self) -> None:
-        while self._beats is not None:
+    async def _send_heartbeats(self) -> None:
+        while self._heartbeats is not None:
             try:
-                self._beats.send(self.started)
-            except BlockingIOError:  # nobody listens at the moment: all were stopped, in a terminal
+                self._heartbeats.send(self.started)
+            except BlockingIOError:  # the supervisor does not read: suspended in a terminal
                 pass
-            except OSError:  # killed, and could not tell
-                self._beats = None
+            except OSError:  # the supervisor was killed
+                self._heartbeats = None
                 self.should_exit = True
             await asyncio.sleep(ROUND_SECONDS)
 
 
 def stop_connecting(listener: socket.socket) -> None:
-    """Lets nobody begin to connect any more, in whichever process; those who have begun can still be accepted.
+    """Stops new connections to the socket, in all processes; those that are queued can still be accepted.
 
-    A listening socket resets, when it is closed, all who have connected and are not accepted yet. So they have to be
-    accepted before, while nobody else comes. Only Linux can do that: by a filter that drops each connection's first
-    packet. The client repeats it after a second, and then is refused.
+    Closing a listening socket resets the connections that are not accepted yet. So they must be accepted first, while
+    no new ones arrive. On Linux a filter can drop each connection's first packet; the client repeats it after a second,
+    and is then refused.
     """
     if sys.platform != "linux":
         return
-    instructions = (  # BPF's: code, jumps if true and if false, operand
-        (0x30, 0, 0, 13),  # load the byte of the TCP header that has the flags
+    instructions = (  # of BPF: code, jump if true, jump if false, operand
+        (0x30, 0, 0, 13),  # load the TCP flags
         (0x45, 0, 1, 0x02),  # SYN?
         (0x06, 0, 0, 0),  # drop
         (0x06, 0, 0, 0xFFFFFFFF),  # else pass
     )
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
-    with suppress(OSError):  # without it a few may be reset, no more
+    with suppress(OSError):  # without the filter a few connections may be reset
         value = struct.pack("HP", len(instructions), ctypes.addressof(program))
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, value)
 
@@ -166,7 +165,7 @@ def _run_workers(create_app: CreateApp, number: int, listener: socket.socket) ->
     workers: list[_Worker] = []
     try:
         for _ in range(number):
-            with _undisturbed():
+            with _signals_blocked():
                 workers.append(_Worker(create_app, listener))
         while True:
             time.sleep(ROUND_SECONDS)
@@ -176,16 +175,16 @@ def _run_workers(create_app: CreateApp, number: int, listener: socket.socket) ->
                 if worker.cannot_start:
                     raise CannotStart(f"A worker {end} before it could serve: the lines above may say why")
                 logger.error("worker %d %s: another takes its place", worker.process.pid, end)
-                with _undisturbed():
+                with _signals_blocked():
                     workers[index] = _Worker(create_app, listener)
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # once is enough
-        _end(workers, listener)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a second signal changes nothing
+        _stop(workers, listener)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps the signals that end the process for later; a worker that is started meanwhile has to let them in."""
+def _signals_blocked() -> Iterator[None]:
+    """Defers the signals that end the process; a worker started meanwhile inherits this and must unblock them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
@@ -194,30 +193,30 @@ def _undisturbed() -> Iterator[None]:
 
 
 class _Worker:
-    """A process that serves, as its parent sees it."""
+    """A worker process, as its supervisor sees it."""
 
     def __init__(self, create_app: CreateApp, listener: socket.socket) -> None:
-        self._beats, beats = SPAWN.Pipe(duplex=False)
+        self._heartbeats, heartbeats = SPAWN.Pipe(duplex=False)
         self._silent_rounds = 0
-        self._is_up = False  # its event loop has run
+        self._is_up = False  # its event loop runs
         self._has_served = False
-        self.process = SPAWN.Process(target=_work, args=(create_app, listener, beats), daemon=True)
+        self.process = SPAWN.Process(target=_work, args=(create_app, listener, heartbeats), daemon=True)
         self.process.start()
-        beats.close()
+        heartbeats.close()
 
     @property
     def cannot_start(self) -> bool:
-        """Whether another one would end in the same way: it failed by itself, before it served."""
+        """Whether a new worker would fail in the same way: it exited with an error before it served."""
         return not self._has_served and (self.process.exitcode or 0) > 0
 
     def end(self) -> str | None:
-        """Returns how the worker ended, None while it works. To be asked once a round: one that hangs is killed."""
-        with suppress(EOFError, OSError):  # it is just ending
-            while self._beats.poll():
-                self._has_served |= self._beats.recv()
+        """Returns how the worker ended, None while it works. Must be called once a round; kills a worker that hangs."""
+        with suppress(EOFError, OSError):  # it is exiting
+            while self._heartbeats.poll():
+                self._has_served |= self._heartbeats.recv()
                 self._is_up = True
                 self._silent_rounds = 0
-        # not by a clock: after Ctrl+Z and fg, or a laptop's sleep, nobody hangs
+        # rounds, not a clock, which runs on while everything is suspended (Ctrl+Z, a laptop's sleep)
         self._silent_rounds += 1
         if self._silent_rounds > (HUNG_ROUNDS if self._is_up else START_ROUNDS):
             self.kill()
@@ -228,24 +227,24 @@ class _Worker:
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def kill(self) -> None:
-        """Ends it at once; returns when it is gone."""
+        """Kills the process, and waits until it is gone."""
         self.process.kill()
         self.process.join()
 
 
-def _work(create_app: CreateApp, listener: socket.socket, beats: Connection) -> None:
+def _work(create_app: CreateApp, listener: socket.socket, heartbeats: Connection) -> None:
     end_on_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    os.set_blocking(beats.fileno(), False)
+    os.set_blocking(heartbeats.fileno(), False)
     try:
         settings = load()
         log.set_up(settings.log_level, settings.log_format)
-        Server(create_app, settings, listener, beats).run([listener])
+        Server(create_app, settings, listener, heartbeats).run([listener])
     except (embedded.Unusable, SettingsError) as error:
         sys.exit(str(error))
 
 
-def _end(workers: list[_Worker], listener: socket.socket) -> None:
+def _stop(workers: list[_Worker], listener: socket.socket) -> None:
     stop_connecting(listener)
     for worker in workers:
         worker.process.terminate()
@@ -255,7 +254,7 @@ def _end(workers: list[_Worker], listener: socket.socket) -> None:
         if not workers:
             return
         if number == CLOSE_ROUNDS:
-            with suppress(OSError):  # a worker that hangs still holds it, and nobody shall wait for that one
+            with suppress(OSError):  # a worker that hangs holds it open, and clients must not wait for that one
                 listener.shutdown(socket.SHUT_RDWR)
     for worker in workers:
         worker.kill()

@@ -1,13 +1,12 @@
 """With the real thing: users sign up and in at a Better Auth server, and a TypeScript client works on their tasks."""
 
 import os
-import re
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, SECRET, Served, empty_database, make_token, serving, wait_until
-from tests.node import node_with, run
-from tests.processes import stop
+from tests.node import node_with
+from tests.processes import run_service, stop
 
 PACKAGE = ROOT / "tests" / "better_auth"
 NODE_MODULES = PACKAGE / "node_modules"
@@ -37,7 +36,7 @@ def node() -> str:
 
 
 class BetterAuth:
-    """A Better Auth server with a database of its own, to be stopped and started again."""
+    """A Better Auth server on a database, to be stopped and started again."""
 
     def __init__(self, node: str, folder: Path, url: str, **settings: str) -> None:
         self._node = node
@@ -127,12 +126,19 @@ class Person:
 
 @contextmanager
 def better_auth(node: str, folder: Path, database_url: str, **settings: str) -> Iterator[BetterAuth]:
-    with empty_database(database_url) as url:
-        server = BetterAuth(node, folder, url, **settings)
-        try:
-            yield server
-        finally:
-            server.stop()
+    """Runs a server on an empty database of its own."""
+    with empty_database(database_url) as url, better_auth_on(url, node, folder, **settings) as server:
+        yield server
+
+
+@contextmanager
+def better_auth_on(url: str, node: str, folder: Path, **settings: str) -> Iterator[BetterAuth]:
+    """Runs a server on this database; its migrations are the first that it does."""
+    server = BetterAuth(node, folder, url, **settings)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +197,28 @@ def test_both_at_once(auth: BetterAuth, folder: Path, database_url: str) -> None
         works_on_tasks(person, other, both, "/api/auth/token")
         person, other = auth.sign_up(), auth.sign_up()
         works_on_tasks(person, other, both, "/api/token")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_in_one_database(node: str, folder: Path, database_url: str, is_first: bool) -> None:
+    with empty_database(database_url) as url, ExitStack() as stack:
+        if is_first:
+            auth = stack.enter_context(better_auth_on(url, node, folder))
+        migrated = run_service(folder, "migrate", DATABASE_URL=url)
+        assert migrated.returncode == 0, migrated.stderr
+        if not is_first:
+            auth = stack.enter_context(better_auth_on(url, node, folder))
+        service = stack.enter_context(serving(folder, DATABASE_URL=url, BETTER_AUTH_URL=auth.url))
+        wait_until(lambda: httpx.get(service.address + "/readyz").status_code == 200)
+        works_on_tasks(auth.sign_up(), auth.sign_up(), service, "/api/auth/token")
+
+        auth.stop()  # both find nothing to do the second time
+        auth.start()
+        assert run_service(folder, "migrate", DATABASE_URL=url).stdout.startswith("nothing to apply")
+        works_on_tasks(auth.sign_up(), auth.sign_up(), service, "/api/auth/token")
+        with psycopg.connect(url) as connection:
+            places = connection.execute("select schemaname from pg_tables where tablename = 'account' order by 1")
+            assert places.fetchall() == [("public",), ("tasks",)]
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "ES512", "RS256", "PS256"])
@@ -280,71 +308,3 @@ def test_a_token_outlives_its_expiry(node: str, folder: Path, database_url: str)
         assert time.time() >= expires
         assert person.call(service, token).json() == {"detail": "Token has expired"}
         assert person.call(service, person.token()).status_code == 200
-
-
-# The README's code ----------------------------------------------------------------------------------------------------
-
-USE_OF_THE_README = """
-import { createAuthClient } from "better-auth/client";
-import { jwtClient } from "better-auth/client/plugins";
-import assert from "node:assert/strict";
-
-const [, , address, server, email, password] = process.argv;
-
-// a browser keeps the cookies by itself
-let cookie = "";
-const keep = ({ response }) => (cookie = response.headers.getSetCookie().map((c) => c.split(";")[0]).join("; "));
-const real = createAuthClient({ baseURL: server, plugins: [jwtClient()] });
-const who = { email, password };
-const { data: session } = await real.signIn.email(who, { headers: { origin: server }, onSuccess: keep });
-let tokens = 0;
-const broken = [];
-const authClient = {
-  async token() {
-    tokens++;
-    return broken.length ? { data: { token: broken.pop() } } : real.token({ fetchOptions: { headers: { cookie } } });
-  },
-};
-
-// README -----
-
-README_BLOCKS
-
-// README -----
-
-const tasks = `/api/${encodeURIComponent(session.user.id)}/tasks`;
-const task = await call("POST", tasks, { title: "Buy milk" });
-await call("PATCH", `${tasks}/${task.id}`, { status: "in_progress" });
-assert.equal((await call("GET", tasks))[0].status, "in_progress");
-assert.equal(tokens, 1, "one token serves many calls");
-
-token = "refused";
-assert.equal((await call("GET", tasks)).length, 1);
-assert.equal(tokens, 2, "a refused token is replaced, once");
-
-token = "refused";
-broken.push("refused-as-well");
-await assert.rejects(call("GET", tasks), { status: 401, detail: "Invalid token" });
-assert.equal(tokens, 3);
-
-token = undefined;
-const refused = await call("POST", tasks, { title: " ", priority: "urgent" }).catch((error) => error);
-assert.equal(refused.status, 422);
-assert.deepEqual(Object.keys(messages(refused.detail)).sort(), ["priority", "title"]);
-const empty = await call("POST", tasks, {}).catch((error) => error);
-assert.deepEqual(messages(empty.detail), { title: "Field required" });
-const unknown = await call("GET", tasks + "?colour=red").catch((error) => error);
-assert.deepEqual(Object.keys(messages(unknown.detail)), ["form"]);
-assert.equal(await call("DELETE", `${tasks}/${task.id}`), null);
-"""
-
-
-def test_the_readme_s_code_for_pages(node: str, auth: BetterAuth, service: Served, tmp_path: Path) -> None:
-    person = auth.sign_up()
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"<!-- the tests run this block -->\n```js\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 2
-    code = "\n".join(blocks).replace('"http://127.0.0.1:8000"', "address").replace("export ", "")
-    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
-    (tmp_path / "page.mjs").write_text(USE_OF_THE_README.replace("README_BLOCKS", code))
-    run(node, "page.mjs", service.address, auth.url, person.email, PASSWORD, folder=tmp_path)

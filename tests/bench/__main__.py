@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench import database, lineups, report
+from tests.bench import database, lineups, picture, report
 from tests.bench.load import WORKLOADS, Timing
 from tests.bench.overload import overload
 from tests.bench.peers import missing
@@ -20,7 +20,7 @@ PEERS = ["go", "fastify", "fastapi", "empty", "pgbench"]
 TITLES = {
     None: "The service against its peers",
     "big": "Ten million tasks against 250,000",
-    "whale": "One user with 10,000 tasks lists them without a pause",
+    "large-user": "One user with 10,000 tasks lists them without a pause",
     "alone": "A request alone",
     "workers": "Several workers",
     "eddsa": "Tokens signed EdDSA against HS256",
@@ -54,6 +54,8 @@ def main() -> None:
     say(f"\n{text}")
     if arguments.save:
         report.save(f"RESULTS-{arguments.mode}.md" if arguments.mode else "RESULTS.md", text)
+        if arguments.mode is None:
+            picture.draw()
 
 
 def _result(stage: lineups.Stage, arguments: argparse.Namespace) -> str:
@@ -69,8 +71,8 @@ def _line_up(stage: lineups.Stage, arguments: argparse.Namespace) -> lineups.Lin
     match arguments.mode:
         case "big":
             return lineups.big(stage)
-        case "whale":
-            return lineups.whale(stage)
+        case "large-user":
+            return lineups.large_user(stage)
         case "fairness":
             return lineups.fairness(stage)
         case "alone":
@@ -118,9 +120,8 @@ def _arguments() -> argparse.Namespace:
     others = parser.add_mutually_exclusive_group()
     add = others.add_argument
     add("--big", dest="mode", action="store_const", const="big", help="the service with 10,000,000 tasks, and 250,000")
-    add(
-        "--whale", dest="mode", action="store_const", const="whale", help="the others while one user lists 10,000 tasks"
-    )
+    text = "the others while one user lists 10,000 tasks"
+    add("--large-user", dest="mode", action="store_const", const="large-user", help=text)
     text = "the others while one user floods, searches for 192 words, or lists 800,000 tasks"
     add("--fairness", dest="mode", action="store_const", const="fairness", help=text)
     text = "lists of 10,000 tasks, twenty times as many as can be answered"
@@ -135,7 +136,7 @@ def _arguments() -> argparse.Namespace:
     if arguments.workers or arguments.soak:
         arguments.mode = "workers" if arguments.workers else "soak"
     arguments.only = arguments.only or (
-        ["one", "list", "create"] if arguments.mode in ("big", "whale", "fairness") else [*WORKLOADS]
+        ["one", "list", "create"] if arguments.mode in ("big", "large-user", "fairness") else [*WORKLOADS]
     )
     arguments.connections = arguments.connections or [1 if arguments.mode == "alone" else 32]
     return arguments

@@ -42,13 +42,13 @@ TASKS_EACH = 50
 FIRST_USER = 10**18  # user ids are numbers of 19 digits: pgbench can compute them
 SEEDED_UNTIL = "2025-01-01+00"  # what is older was seeded, what is younger came from a workload
 
-WHALE = "whale"
-WHALE_TASKS = 10_000
-WHALES = 20  # where one is not enough
+LARGE_USER = "large-user"
+LARGE_USER_TASKS = 10_000
+LARGE_USERS = 20  # where one is not enough
 GREEDY = "greedy"  # has 50 tasks, and very many connections
 SEARCHER, SEARCHER_TASKS = "searcher", 20_000
 SEARCHED = " ".join(chr(97 + n // 26) + chr(97 + n % 26) for n in range(192))  # as wrk.lua does
-LEVIATHAN, LEVIATHAN_TASKS = "leviathan", 800_000
+HUGE_USER, HUGE_USER_TASKS = "huge-user", 800_000
 
 SEED_ACCOUNTS = (
     "insert into tasks.account select (%(first)s + u)::text, %(each)s from generate_series(0, %(users)s - 1) u"
@@ -56,7 +56,9 @@ SEED_ACCOUNTS = (
 
 # One task of each user after the other, as in life: a user's tasks lie on as many pages.
 SEED_TASKS = """
-insert into tasks.task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version)
+insert into tasks.task (
+    id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version
+)
 select
     md5(user_id || '/' || n)::uuid,
     user_id,
@@ -77,7 +79,7 @@ from (
 ) seed
 """.replace("n % 3", "n %% 3")
 
-SEED_WHALE = """
+SEED_USER = """
 insert into tasks.task (id, user_id, title, description, created_at, updated_at, version)
 select md5(%(user)s || '/' || n)::uuid, %(user)s, coalesce(%(title)s, 'Task ' || n), %(description)s, at, at, n
 from (select n, timestamptz '2024-01-01+00' + n * interval '1 second' as at from generate_series(1, %(tasks)s) n) seed
@@ -133,13 +135,13 @@ def seed(server: Server, database: str, users: int) -> str:
     return url
 
 
-def seed_whale(url: str, user: str = WHALE, tasks: int = WHALE_TASKS, words: str = "") -> None:
+def seed_user(url: str, user: str = LARGE_USER, tasks: int = LARGE_USER_TASKS, words: str = "") -> None:
     """Adds a user with very many tasks, each of which has these words."""
     title, description = words[:99].strip() or None, words[99:] or "One of very many"
     values = {"user": user, "tasks": tasks, "title": title, "description": description}
     with psycopg.connect(url) as connection:
         connection.execute("insert into tasks.account (user_id, version) values (%s, %s)", (user, tasks))
-        connection.execute(SEED_WHALE, values)
+        connection.execute(SEED_USER, values)
 
 
 def reset(url: str) -> None:
@@ -162,7 +164,7 @@ def write_users(path: Path, users: int, token_of: Callable[[str], str] | None = 
     path.write_text("".join(_line(user, TASKS_EACH, token_of or token) for user in callers))
 
 
-def write_whales(path: Path, *users: str) -> Path:
+def write_large_users(path: Path, *users: str) -> Path:
     """Writes a file for wrk.lua with these users of very many tasks alone; returns its path."""
     path.write_text("".join(_line(user, 1, token) for user in users))
     return path

@@ -85,22 +85,22 @@ def big(stage: Stage) -> LineUp:
     }
 
 
-def whale(stage: Stage) -> LineUp:
+def large_user(stage: Stage) -> LineUp:
     """The service while one user lists 10,000 tasks in a loop, against itself without, and beside a mere busy loop."""
     ground = stage.ground()
-    database.seed_whale(ground.url)
-    whale_file = database.write_whales(stage.folder / "whale", database.WHALE)
+    database.seed_user(ground.url)
+    large_user_file = database.write_large_users(stage.folder / "large-user", database.LARGE_USER)
     service = stage.start("service", ground)
 
-    def beside_the_whale(workload: str, connections: int, seed: int) -> Sample | None:
-        lists = beside(service, "list", whale_file, stage.timing.measured)
+    def beside_the_large_user(workload: str, connections: int, seed: int) -> Sample | None:
+        lists = beside(service, "list", large_user_file, stage.timing.measured)
         return measure(ground, service, workload, connections, seed, stage.timing, lists)
 
     def beside_a_busy_loop(workload: str, connections: int, seed: int) -> Sample | None:
         return measure(ground, service, workload, connections, seed, stage.timing, busy_loop())
 
     return {
-        "beside the whale": beside_the_whale,
+        "beside the large user": beside_the_large_user,
         "without it": stage.measuring(ground, service),
         "beside a busy loop": beside_a_busy_loop,
     }
@@ -109,13 +109,13 @@ def whale(stage: Stage) -> LineUp:
 def fairness(stage: Stage) -> LineUp:
     """The service without and beside one user who takes what can be had, in another process, and who may be refused."""
     ground = stage.ground()
-    database.seed_whale(ground.url, database.GREEDY, database.TASKS_EACH)
-    database.seed_whale(ground.url, database.SEARCHER, database.SEARCHER_TASKS, database.SEARCHED)
-    database.seed_whale(ground.url, database.LEVIATHAN, database.LEVIATHAN_TASKS)
+    database.seed_user(ground.url, database.GREEDY, database.TASKS_EACH)
+    database.seed_user(ground.url, database.SEARCHER, database.SEARCHER_TASKS, database.SEARCHED)
+    database.seed_user(ground.url, database.HUGE_USER, database.HUGE_USER_TASKS)
     service = stage.start("service", ground)
 
     def beside_one(user: str, workload: str, connections: int) -> Measure:
-        users = database.write_whales(stage.folder / user, user)
+        users = database.write_large_users(stage.folder / user, user)
         return lambda measured, at, seed: measure(
             ground,
             service,
@@ -130,7 +130,7 @@ def fairness(stage: Stage) -> LineUp:
         "without": stage.measuring(ground, service),
         "beside 2,000 connections of one user": beside_one(database.GREEDY, "list", 2000),
         "beside 4 searches for 192 words": beside_one(database.SEARCHER, SEARCH, 4),
-        "beside 8 lists of 800,000 tasks": beside_one(database.LEVIATHAN, "list", 8),
+        "beside 8 lists of 800,000 tasks": beside_one(database.HUGE_USER, "list", 8),
     }
 
 

@@ -18,9 +18,9 @@ TIMES = 20
 def overload(stage: Stage, rounds: int) -> str:
     """Measures the lists one after the other, and then a flood of them: of one user, and of twenty. Returns a table."""
     ground = stage.ground()
-    users = [f"{database.WHALE}-{number}" for number in range(database.WHALES)]
+    users = [f"{database.LARGE_USER}-{number}" for number in range(database.LARGE_USERS)]
     for user in users:
-        database.seed_whale(ground.url, user)
+        database.seed_user(ground.url, user)
     service = stage.start("service", ground)
     lines = [
         "Lists of 10,000 tasks, asked for one after the other, and then at twenty times that rate, each on a "
@@ -44,7 +44,7 @@ def _sample(
     stage: Stage, ground: Ground, service: Running, users: list[str]
 ) -> tuple[float, float, float, float, float]:
     """Returns the rate one after the other, that in the flood, the ratio, a refusal's seconds, and the longest."""
-    file = database.write_whales(stage.folder / "whales", *users)
+    file = database.write_large_users(stage.folder / "large-users", *users)
     prepare(ground, service)
     wrk(service, "list", file, 1, stage.timing.warm_up, 1)
     capacity = wrk(service, "list", file, 1, stage.timing.measured, 2).speed

@@ -500,7 +500,7 @@ def test_a_pipeline_that_nobody_reads_stops_being_read(
     with pytest.raises(TimeoutError):
         wire.socket.sendall(get("/large?n=100000") * 1_000_000)
     (connection,) = server.connections
-    assert len(connection._rest) <= 256_000  # what uvloop reads at once
+    assert len(connection._buffer) <= 256_000  # what uvloop reads at once
     assert connection.transport.get_write_buffer_size() < 300_000
     works(connect())
     wait_until(lambda: connection not in server.connections)
@@ -808,7 +808,7 @@ def test_a_client_that_asks_first(connect: Connect, monkeypatch: pytest.MonkeyPa
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, protocol.LARGE_BYTES - 1, protocol.LARGE_BYTES, 3_000_000])
+@pytest.mark.parametrize("size", [0, 1, 1000, 3_000_000])
 def test_an_answer_that_comes_whole(wire: Wire, size: int) -> None:
     wire.send(get(f"/large?n={size}") * 2)
     for _ in range(2):
