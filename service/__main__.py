@@ -27,7 +27,7 @@ from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
 from service.models import BIGGEST_VERSION
 from service.queries.changes import undo_change
-from service.queries.purge import purge
+from service.queries.purge import HISTORY_DAYS, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 from service.web import log, server
 from service.web.openapi import service_version
@@ -38,6 +38,7 @@ MOST_DAYS = 36_500  # a hundred years: what goes further is a mistake
 DEMO_USER = "demo"
 PASSWORDLESS = "\nDATABASE_URL has no password; PGPASSWORD and ~/.pgpass are not read"
 PROBE_SECONDS = 3
+NO_SEARCH_PATH = "The pooler in between keeps no search path: names need their schema, as in tasks.task"
 PSQL_LOST = 2  # psql's exit status when the connection failed or went away
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (not to listen there, but to know when somebody does)
 PSQL_HELP = """usage: python -m service psql [ARGUMENT ...]
@@ -90,7 +91,7 @@ def run_migrate(settings: DatabaseSettings, arguments: argparse.Namespace) -> in
 
 
 def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
-    """Erases old trash and old keys of retries, and says how many."""
+    """Erases old trash, old keys of retries and old history, and says how many."""
     log.set_up(settings.log_level, settings.log_format)
     with _database(settings) as address:
         try:
@@ -99,7 +100,7 @@ def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
             raise Failure(f"The database {address} does not answer: {error}") from None
     print(
         f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
-        f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'entry', 'entries')} of history"
+        f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'history entry', 'history entries')}"
     )
     return 0
 
@@ -152,12 +153,25 @@ def run_psql(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 
 def _in_schema(address: Address) -> Address:
-    """Returns the address with the service's schema in the search path, unless a pooler is in between and refuses."""
+    """Returns the address with the service's schema in the search path; some poolers refuse that, others ignore it."""
+    wanted = address.in_schema()
     try:
-        connect(address.in_schema(), connect_timeout=PROBE_SECONDS).close()
-    except psycopg.Error:
-        return address  # whatever else is wrong, psql says it
-    return address.in_schema()
+        with connect(wanted, connect_timeout=PROBE_SECONDS) as connection:
+            has_path = connection.execute("select current_setting('search_path') like 'tasks,%'").fetchone() == (True,)
+    except psycopg.Error as refusal:
+        has_path = str(refusal) == _refusal(address)  # then it is no matter of the path, and psql says it
+    if not has_path:
+        print(NO_SEARCH_PATH, file=sys.stderr)
+    return wanted if has_path else address
+
+
+def _refusal(address: Address) -> str | None:
+    """Returns why a connection cannot be made, None when it can."""
+    try:
+        connect(address, connect_timeout=PROBE_SECONDS).close()
+    except psycopg.Error as error:
+        return str(error)
+    return None
 
 
 async def _with_database(
@@ -232,12 +246,14 @@ def _parser() -> argparse.ArgumentParser:
         "purge",
         run_purge,
         load_database,
-        "erase what has been in the trash for long, and old retry keys",
-        f"Erases for good the tasks that have been in the trash for {TRASH_DAYS} days, and the keys of retries"
-        " (Idempotency-Key) that are more than a day old. Meant to be run daily, while the service serves.",
+        "erase what has been in the trash for long, old retry keys and old history",
+        f"Erases for good the tasks that have been in the trash for {TRASH_DAYS} days, the keys of retries"
+        f" (Idempotency-Key) that are more than a day old, and the history of more than {HISTORY_DAYS} days. Meant to"
+        " be run daily, while the service serves.",
     )
     days = (
         f"how many days a task stays in the trash: 0 to {MOST_DAYS}, {TRASH_DAYS} unless given; keys are kept for a day"
+        f", history for {HISTORY_DAYS}"
     )
     purge_command.add_argument("--days", type=_days, default=TRASH_DAYS, help=days)
     undo = add(

@@ -140,7 +140,7 @@ class Address:
 
     def in_schema(self) -> "Address":
         """Returns the same address with the service's schema first in the search path."""
-        options = f'-c search_path=tasks,"$user",public {self.options.get("options", "")}'.strip()
+        options = f"""{self.options.get("options", "")} -c search_path=tasks,"$user",public""".strip()
         return replace(self, options=self.options | {"options": options})
 
     def tls(self) -> ssl.SSLContext | None:

@@ -29,7 +29,7 @@ LOCK = 7_305_809_230_147_001
 
 CONNECT_SECONDS = 10  # unless the address says otherwise
 # Whoever comes after a statement that waits for a lock waits behind it: so it waits shortly, and leaves room to others.
-LOCK_SECONDS = 1
+LOCK_TIMEOUT = "set local lock_timeout = '1s'"
 PAUSE_SECONDS = 2
 ATTEMPTS = 15
 
@@ -58,20 +58,11 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
         """Returns a connection as yoyo wants it."""
         return connect(address, autocommit=True)
 
-    def init_database(self) -> None:
-        """Makes the schema `tasks`, and in it what yoyo needs."""
-        with self.transaction():
-            self.cursor().execute((SQL / "schema" / "prepare.sql").read_text())
-        super().init_database()
-
     def begin(self) -> None:
         """Begins a transaction, with its own settings: a pooler may give the next one another session."""
         super().begin()
-        self.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
-        self.execute(
-            "select set_config('search_path', concat_ws(', ', 'tasks', nullif(path, '')), true) from"
-            " (select current_setting('search_path') as path where to_regnamespace('tasks') is not null) found"
-        )
+        self.execute(LOCK_TIMEOUT)
+        self.execute("set local search_path = tasks")
 
     def execute(self, sql: str, params: Any = None) -> Any:
         """Runs the statement, always in a transaction, for the sake of its limit."""
@@ -156,6 +147,7 @@ def migrate(address: Address) -> list[str]:
         applied: list[str] = []
         for attempt in range(1, ATTEMPTS + 1):
             try:
+                _prepare_schema(address)
                 _apply(address, applied)
                 if _install_functions(address):
                     applied.append("functions")
@@ -169,6 +161,16 @@ def migrate(address: Address) -> list[str]:
                 )
                 time.sleep(PAUSE_SECONDS)
         raise Blocked(f"The migrations are not all applied, {blocked}. End that transaction, and run them again")
+
+
+def _prepare_schema(address: Address) -> None:
+    """Makes the schema `tasks`, and moves into it what an earlier version has left elsewhere."""
+    with connect(address) as connection:
+        connection.execute(LOCK_TIMEOUT)
+        try:
+            connection.execute((SQL / "schema" / "prepare.sql").read_bytes())
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException) as error:
+            raise type(error)(error.diag.message_primary) from None  # where in the file is of no use to an operator
 
 
 def _apply(address: Address, applied: list[str]) -> None:
@@ -188,10 +190,10 @@ def _install_functions(address: Address) -> bool:
     Those with another signature stay: an earlier version of the service, which still runs, may call them.
     """
     with connect(address) as connection:
+        connection.execute(LOCK_TIMEOUT)
         latest = connection.execute("select hash from tasks.installed_functions order by installed_at desc limit 1")
         if latest.fetchone() == (known_functions(),):
             return False
-        connection.execute(f"set local lock_timeout = '{LOCK_SECONDS}s'")
         connection.execute(_functions())
         connection.execute(
             "insert into tasks.installed_functions values (%s)"

@@ -1,6 +1,7 @@
 """The changes of a user: the feed, its watch, history and undo."""
 
 import asyncio
+import logging
 from typing import NamedTuple
 
 from service.db.coalescer import Coalescer, waited
@@ -11,6 +12,8 @@ CHANGE_COUNTERS = read("changes/change_counters")
 CHANGE_FEED = read("changes/change_feed")
 CHANGE_HISTORY = read("changes/change_history")
 UNDO_CHANGE = call("select * from tasks.undo_change($1, $2, $3)")
+
+logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.9  # between two looks at the counters: what another process has changed is told within a second
 
@@ -30,12 +33,9 @@ async def read_feed(
     db: Coalescer, user_id: str, since: int, limit: int, if_none_match: list[str] | None = None
 ) -> Feed:
     """Returns what has changed after the number `since`; at most so many tasks, but for the rest of a change."""
-    return Feed(*await db.fetch(CHANGE_FEED, user_id, since, limit, if_none_match))
-
-
-async def read_counter(db: Coalescer, user_id: str) -> int:
-    """Returns the number of the user's latest change, 0 when there was none."""
-    return (await read_feed(db, user_id, 0, 1, ["*"])).counter
+    feed = Feed(*await db.fetch(CHANGE_FEED, user_id, since, limit, if_none_match))
+    db.hub.tell(user_id, feed.counter)
+    return feed
 
 
 async def watch_counters(db: Coalescer) -> None:
@@ -45,9 +45,12 @@ async def watch_counters(db: Coalescer) -> None:
         if db.hub.counters:
             waited.set([])
             try:
-                found = await db.fetch(CHANGE_COUNTERS, tuple(db.hub.counters), tuple(db.hub.counters.values()))
+                found = await db.fetch(CHANGE_COUNTERS, [*db.hub.counters], [*db.hub.counters.values()])
             except Unavailable:
                 continue  # whoever waits for a change of this second gets it in a later one
+            except Exception:  # nobody would find out that this has ended
+                logger.exception("the counters could not be read")
+                continue
             for user_id, version in zip(*found, strict=True):
                 db.hub.tell(user_id, version)
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from service.db.coalescer import Coalescer, Statement
-from service.models import Body, TaskCreate, TaskUpdate
+from service.models import Body, TaskComplete, TaskCreate, TaskUpdate
 from service.queries import call, read
 
 TASK_FIND = read("tasks/task_find")
@@ -156,6 +156,13 @@ async def toggle_task(db: Coalescer, user_id: str, task_id: str, if_match: list[
     return await _write(db, CHANGE_TASK, user_id, "complete", task_id, None, if_match)
 
 
+async def complete_task(
+    db: Coalescer, user_id: str, task_id: str, change: TaskComplete, if_match: list[str] | None = None
+) -> Written:
+    """Completes the live task or reopens it: `changed`, `unchanged`, `not_found` or `other_version`."""
+    return await _write(db, CHANGE_TASK, user_id, "complete", task_id, _sent(change), if_match)
+
+
 async def delete_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Moves the live task to the trash: `changed`, `not_found` or `other_version`."""
     return await _write(db, CHANGE_TASK, user_id, "delete", task_id, None, if_match)
@@ -198,4 +205,4 @@ async def run_batch(
     text = f"[{','.join(operation.json() for operation in operations)}]"
     version, outcomes, tasks = await db.fetch(RUN_BATCH, user_id, text, atomic, dry_run)
     db.hub.tell(user_id, version or 0)
-    return Ran(version, outcomes or [], tasks or [])
+    return Ran(version, outcomes, tasks)

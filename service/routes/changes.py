@@ -1,15 +1,14 @@
 """What has changed: the feed, by page or as a stream; the history; and undo."""
 
-import random
-import re
 import time
-from collections.abc import AsyncIterator
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
-from service.auth.tokens import authenticate
-from service.db.coalescer import Coalescer
+from service.auth.tokens import LEEWAY, authenticate
+from service.db.coalescer import Coalescer, waited
 from service.db.pool import Unavailable
 from service.models import BIGGEST_VERSION, UUID, ChangesPage, HistoryEntry, Undo, UndoConflict, UndoResult
 from service.queries import changes
@@ -20,13 +19,12 @@ from service.web.preconditions import if_none_match
 from service.web.request import read_body, refuse_query
 from service.web.responses import JsonResponse, read_response
 from service.web.route import Resource, describe
-from service.web.stream import COMMENT, event, stream_response
+from service.web.stream import COMMENT, EventStream, SendPart, ended_by_client, event
 
 MOST = 1000  # tasks, or entries, of a page that is asked for
 FEED_PAGE, HISTORY_PAGE = 500, 50  # unless asked for
 WAIT_SECONDS = 30
 COMMENT_SECONDS = 15  # between two signs of life
-RETRY_MS = (2000, 8000)  # until a client comes back: not all of them at once
 GONE = "Start again from since=0"
 
 
@@ -93,10 +91,16 @@ async def list_changes(request: Request) -> Response:
     db, known = request.app.state.db, if_none_match(request)
     asked = read_parameters(request.scope["query_string"], FEED_PARAMETERS)
     since, limit, wait = asked.get("since", 0), asked.get("limit", FEED_PAGE), asked.get("wait", 0)
-    with db.hub.watch(user_id) as watch:
-        feed = await changes.read_feed(db, user_id, since, limit, known)
-        if wait and _is_empty(feed) and await watch.wait(feed.counter, wait):
-            feed = await changes.read_feed(db, user_id, since, limit, known)
+    read = partial(changes.read_feed, db, user_id, since, limit, known)
+    if not wait:
+        feed = await read()
+    else:
+        with db.hub.watch(user_id) as watch:  # from before the reading, so that nothing is missed in between
+            feed = await read()
+            if _is_empty(feed):
+                with ended_by_client(request.receive, watch.end):
+                    if await watch.wait(feed.counter, wait):
+                        feed = await read()
     if feed.state == "gone":
         raise Problem(410, GONE)
     return read_response(None if feed.state == "known" else _page(feed), f'W/"{feed.counter}"')
@@ -122,43 +126,48 @@ async def stream_changes(request: Request) -> Response:
     asked = read_parameters(request.scope["query_string"], STREAM_PARAMETERS)
     if since is None:
         since = asked.get("since")
-    if since is not None and (await changes.read_feed(db, user_id, since, 1, ["*"])).state == "gone":
+    now = await changes.read_feed(db, user_id, since or 0, 1, ["*"])
+    if now.state == "gone":
         raise Problem(410, GONE)
-    return stream_response(request, _events(db, user_id, since, request.scope["expires"]))
+    expires = request.scope["expires"]
+    if expires - LEEWAY > time.time():  # else it has begun in the time by which clocks may differ, and has the rest
+        expires -= LEEWAY
+    return EventStream(partial(_tell_changes, db, user_id, since, now.counter, expires, request.receive))
 
 
-async def _events(db: Coalescer, user_id: str, since: int | None, expires: int) -> AsyncIterator[bytes]:
-    yield b"retry: %d\n\n" % random.randint(*RETRY_MS)  # noqa: S311  (no secret)
-    with db.hub.stream(user_id) as stream:
-        try:
-            if since is None:
-                since = await changes.read_counter(db, user_id)
-                yield event("changes", _page(Feed("new", since, since, False, b"[]", b"[]")), since)
-            while not stream.is_ended and (left := expires - time.time()) > 0:
+async def _tell_changes(
+    db: Coalescer, user_id: str, since: int | None, counter: int, expires: float, receive: Receive, send: SendPart
+) -> None:
+    """Sends what changes after the number `since`, or after the counter when it is None, until the stream ends."""
+    with db.hub.stream(user_id) as stream, ended_by_client(receive, stream.end):
+        if since is None:
+            since = counter
+            await send(event("changes", _page(Feed("new", since, since, False, b"[]", b"[]")), since))
+        while not stream.is_ended and time.time() < expires:
+            waited.set([])  # the request's would grow as long as the stream goes on
+            try:
                 feed = await changes.read_feed(db, user_id, since, FEED_PAGE)
-                if feed.state == "gone":
-                    yield event("reset", b'{"detail": "%s"}' % GONE.encode())
+            except Unavailable:
+                return  # the client comes back, and finds out
+            if feed.state == "gone":
+                await send(event("reset", b'{"detail": "%s"}' % GONE.encode()))
+                return
+            if not _is_empty(feed):
+                since = feed.version
+                await send(event("changes", _page(feed), since))
+            while not feed.is_followed and not await stream.wait(since, min(COMMENT_SECONDS, expires - time.time())):
+                if stream.is_ended or time.time() >= expires:
                     return
-                if not _is_empty(feed):
-                    since = feed.version
-                    yield event("changes", _page(feed), since)
-                while not feed.is_followed and not await stream.wait(since, min(COMMENT_SECONDS, left)):
-                    left = expires - time.time()
-                    if stream.is_ended or left <= 0:
-                        return
-                    yield COMMENT
-        except Unavailable:
-            return  # the client comes back, and finds out
+                await send(COMMENT)
 
 
 def _last_event_id(request: Request) -> int | None:
-    sent = request.headers.get("last-event-id")
-    if sent is None:
-        return None
-    if not re.fullmatch("[0-9]{1,16}", sent, re.ASCII) or int(sent) > BIGGEST_VERSION:
-        message = f"Should be the id of an event, a whole number, not {shown(sent)}"
-        raise invalid(["header", "Last-Event-ID"], message, "last_event_id")
-    return int(sent)
+    sent = ",".join(values) if (values := request.headers.getlist("last-event-id")) else None
+    try:
+        return None if sent is None else SINCE.read(sent)
+    except ValueError as error:
+        message = f"Should be the id of an event, {error}, not {shown(sent)}"
+        raise invalid(["header", "Last-Event-ID"], message, "last_event_id") from None
 
 
 def _is_empty(feed: Feed) -> bool:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.db.coalescer import Coalescer, waited
 from service.db.migrations import known_functions, known_migrations
 from service.db.pool import RightMissing, SchemaBehind, Unavailable
-from service.queries.schema import applied
+from service.queries.schema import Applied, applied
 from service.web.errors import unavailable
 from service.web.request import refuse_query
 from service.web.responses import JsonResponse
@@ -49,17 +49,23 @@ async def report(db: Coalescer) -> None:
 async def _database_problem(db: Coalescer) -> str | None:
     """Returns why the database is of no use as it is, None when a query answers and the schema is current."""
     try:
-        migrations, functions = await applied(db)
+        found = await applied(db)
     except SchemaBehind:
-        migrations, functions = set(), set()
+        found = Applied(set(), set(), [])
     except RightMissing as error:
         return f"database: {error}"
     except Unavailable:
         return "database: it does not answer"
-    missing = sorted(known_migrations() - migrations)
-    if known_functions() not in functions:  # there may be later ones as well, which serve this version, too
+    missing = sorted(known_migrations() - found.migrations)
+    if known_functions() not in found.functions:  # a later version's may have come after them, and serve this one, too
         missing.append("functions")
-    return f"schema: {', '.join(missing)} not applied; run `python -m service migrate`" if missing else None
+    if missing:
+        return f"schema: {', '.join(missing)} not applied; run `python -m service migrate`"
+    if found.missing_rights:
+        return (
+            f"database: permission denied for {', '.join(found.missing_rights)}: grant it to the user of DATABASE_URL"
+        )
+    return None
 
 
 routes = [Resource("/healthz", GET=healthz), Resource("/readyz", GET=readyz)]

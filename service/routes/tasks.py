@@ -123,11 +123,10 @@ async def complete_task(request: Request) -> Response:
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
     versions = if_match(request)
-    wanted = await read_optional_body(request, TaskComplete)
-    if wanted is None:
+    change = await read_optional_body(request, TaskComplete)
+    if change is None:
         return task_response(await tasks.toggle_task(request.app.state.db, user_id, task_id, versions))
-    change = TaskUpdate(is_completed=wanted.is_completed)
-    return task_response(await tasks.update_task(request.app.state.db, user_id, task_id, change, versions))
+    return task_response(await tasks.complete_task(request.app.state.db, user_id, task_id, change, versions))
 
 
 TASKS = "/api/{user_id}/tasks"

@@ -195,7 +195,7 @@ LAST_EVENT_ID: Json = {
     "name": "Last-Event-ID",
     "in": "header",
     "description": "the id of the last event that was received; goes before `since`",
-    "schema": {"type": "string", "pattern": "^[0-9]{1,16}$"},
+    "schema": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,15})$"},
 }
 
 PATH_PARAMETERS: dict[str, Json] = {

@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import math
+import socket
 import struct
 import termios
 from collections.abc import Iterable
@@ -117,7 +118,7 @@ class Protocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Handles the end of the client's data; returns whether to keep the connection for the response."""
         self._has_eof = True
-        return self._exchange is not None and self._body is None
+        return self._exchange is not None and self._body is None and not self._exchange.is_endless
 
     def pause_writing(self) -> None:
         """Notes backpressure: the client reads too slowly."""
@@ -256,6 +257,13 @@ class Protocol(asyncio.Protocol):
             self._written += len(data)
             self.transport.write(data)
 
+    def begin_stream(self) -> None:
+        """Has the kernel give up a client that has vanished: what it does not acknowledge waits there, not here."""
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux's
+        if option is not None and not self.transport.is_closing():
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, option, int(1000 * ANSWER_SECONDS))
+
     def cannot_skip_body(self, exchange: "Exchange") -> bool:
         """Returns whether the start of the next request is unknown, or too far away."""
         return self._body is not None and (exchange.expects_continue or self._body.remaining > DROPPED_BYTES)
@@ -367,6 +375,7 @@ class Exchange:
         self.unread = 0  # bytes received for them
         self._start: Message | None = None  # the response's first message, until the second
         self.has_started = False  # part of the response is written
+        self.is_endless = False  # events are sent for as long as the client is there: its end is the response's
         self._is_finished = False
         self._has_no_body = False  # the response, whatever the application sends
         self._is_chunked = False
@@ -479,7 +488,11 @@ class Exchange:
 
     def _write_head(self, start: Message) -> None:
         head = self._head(start)
-        declared = dict(start.get("headers", ())).get(b"content-length")
+        headers = dict(start.get("headers", ()))
+        if headers.get(b"content-type") == b"text/event-stream":
+            self.is_endless = True
+            self._connection.begin_stream()
+        declared = headers.get(b"content-length")
         if not self._has_no_body and declared is not None:
             self._remaining = int(declared)
         elif not self._has_no_body and self._version == "1.1":

@@ -5,5 +5,5 @@
 select
     coalesce(array_agg(user_id), array[]::text[]) as users,
     coalesce(array_agg(version), array[]::bigint[]) as versions
-from unnest($1, $2) as watched (id, known)
+from unnest($1::text[], $2::bigint[]) as watched (id, known)
 join tasks.account on user_id = id and version > known

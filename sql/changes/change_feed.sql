@@ -1,78 +1,88 @@
 -- change_feed.sql: what has changed since a number: the tasks as they are now, live or in the trash, and the ids of those
--- that were erased.
+-- that were erased and are not there again.
 -- A page ends between two numbers, so it may have more than $3 tasks, by those of one change. It comes from the log where that
--- reaches back so far, else from the user's tasks.
+-- reaches back so far, else from the user's tasks. It never ends at a number that could not be served: the first page of a
+-- copy has all tasks that have not changed since erased tasks are told.
 -- state is `known` when the counter is among those of $4, `gone` when nobody can tell any more what was since then, else
 -- `new`; only then a task is read. version is the number up to which the page tells all: the counter on the last one.
 -- $1 text: the user
 -- $2 bigint: the number; 0 for all tasks
--- $3 integer: how many tasks at most, but for the rest of a change
+-- $3 bigint: how many tasks at most, but for the rest of a change
 -- $4 text[]: what If-None-Match lists, versions or *; null when it was not sent
 with counter as materialized (
     select
         coalesce(version, 0) as version,
-        coalesce($2 > version or ($2 > 0 and $2 < greatest(first_version, erased_floor)), $2 > 0) as is_gone,
-        '*' = any($4) or coalesce(version, 0)::text = any($4) as is_known,
-        $2 > 0 and $2 >= history_floor as is_logged
+        coalesce(erased_floor, 0) as erased_floor,
+        $2 >= history_floor and $2 > 0 as is_logged,
+        case
+            when $2 > coalesce(version, 0) or ($2 > 0 and $2 < greatest(first_version, erased_floor)) then 'gone'
+            when '*' = any ($4) or coalesce(version, 0)::text = any ($4) then 'known'
+            else 'new'
+        end as state
     from (select) one
     left join tasks.account on user_id = $1
 ), source as materialized (
     select
-        case when is_gone then 'gone' when is_known then 'known' else 'new' end as state,
-        not is_gone and is_known is not true and is_logged as is_log,
-        not is_gone and is_known is not true and is_logged is not true as is_table
+        state = 'new' and is_logged as is_log,
+        state = 'new' and is_logged is not true as is_table,
+        case
+            when state = 'new' and $2 = 0 and erased_floor > 0 then greatest(
+                $3, (select count(*) from tasks.task t where t.user_id = $1 and t.version <= erased_floor)
+            )
+            else $3
+        end as most
     from counter
 ), found as materialized (
     (
-        select c.version, c.task_id, t as task
+        select c.version, c.task_id, c.operation = 'erase' as is_erased
         from tasks.change c
-        left join tasks.task t on t.user_id = $1 and t.id = c.task_id and t.version = c.version
         where (select is_log from source)
             and c.user_id = $1 and c.version > $2
-            and (t.id is not null or c.operation = 'erase')
+            and coalesce(
+                (select t.version = c.version from tasks.task t where t.user_id = $1 and t.id = c.task_id),
+                c.operation = 'erase'
+            )
         order by c.version
         fetch first ($3) rows with ties
     )
     union all
     (
-        select version, task_id, task
+        select version, task_id, is_erased
         from (
-            select t.version, t.id as task_id, t as task
+            select t.version, t.id as task_id, false as is_erased
             from tasks.task t
             where t.user_id = $1 and t.version > $2
             union all
-            select c.version, c.task_id, null
+            select c.version, c.task_id, true
             from tasks.change c
             where c.user_id = $1 and c.version > $2 and $2 > 0 and c.operation = 'erase'
+                and not exists (select from tasks.task t where t.user_id = $1 and t.id = c.task_id)
         ) either
         where (select is_table from source)
         order by version
-        fetch first ($3) rows with ties
+        fetch first ((select most from source)) rows with ties
     )
 ), page as materialized (
     select
         max(version) as last,
-        coalesce(json_agg(task order by version, task_id) filter (where (task).id is not null), '[]') as tasks,
-        coalesce(json_agg(task_id order by version, task_id) filter (where (task).id is null), '[]') as erased
-    from found
+        coalesce(json_agg(task order by version, task_id) filter (where not is_erased), '[]') as tasks,
+        coalesce(json_agg(task_id order by version, task_id) filter (where is_erased), '[]') as erased
+    from (
+        select *, (select t from tasks.task t where t.user_id = $1 and t.id = task_id) as task from found
+    ) with_task
 ), rest as materialized (
-    select exists (
-        select from counter, source where is_log and version > last
-        union all
-        select from tasks.task t where (select is_table from source) and t.user_id = $1 and t.version > last
-        union all
-        select
-        from tasks.change c
-        where (select is_table from source) and $2 > 0
-            and c.user_id = $1 and c.version > last and c.operation = 'erase'
-    ) as is_followed
-    from page
+    select case
+        when last is null then false
+        when $2 > 0 then version > last -- the latest change is always there: in a task, or as what it has erased
+        else (select max(t.version) from tasks.task t where t.user_id = $1) > last
+    end as is_followed
+    from counter, page
 )
 select
-    source.state,
-    case when rest.is_followed then page.last else counter.version end as version,
+    counter.state,
+    case when rest.is_followed then greatest(page.last, counter.erased_floor) else counter.version end as version,
     counter.version as counter,
     rest.is_followed,
     page.tasks,
     page.erased
-from counter, source, page, rest
+from counter, page, rest

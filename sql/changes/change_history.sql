@@ -3,7 +3,7 @@
 -- $1 text: the user
 -- $2 uuid: the task; null for all
 -- $3 bigint: only numbers below this; null for all
--- $4 integer: how many entries at most, but for the rest of a change
+-- $4 bigint: how many entries at most, but for the rest of a change
 select coalesce(json_agg(entry order by version desc, task_id), '[]') as entries
 from (
     select version, at, operation, task_id, before, after

@@ -10,7 +10,9 @@ select
     greatest(last_vacuum, last_autovacuum) as last_vacuum,
     greatest(last_analyze, last_autoanalyze) as last_analyze
 from pg_stat_user_tables
+where schemaname = 'tasks'
 order by pg_total_relation_size(relid) desc;
 select indexrelname as index, idx_scan as scans, pg_size_pretty(pg_relation_size(indexrelid)) as size
 from pg_stat_user_indexes
+where schemaname = 'tasks'
 order by pg_relation_size(indexrelid) desc;

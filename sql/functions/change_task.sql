@@ -1,6 +1,9 @@
 -- change_task: one change to one task; returns what became of it, and the task's version and JSON, null when not found.
--- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not listed in p_if_match
+-- outcome: `changed`; `unchanged`, when nothing differs; `not_found`; `other_version`, when it is not one of p_if_match, and
+-- then there is no JSON
+-- p_lock_timeout: for each lock in this transaction, like 500ms
 -- p_operation: update, complete, delete (to the trash) or restore (from there)
+-- p_id: the task
 -- p_patch: what is written, of title, description, status, priority and is_completed; what is absent stays. To complete
 -- without it is to toggle.
 -- p_if_match: the versions that the task may have; null for any
@@ -30,18 +33,20 @@ begin
     end if;
 
     wanted := before;
-    if p_patch is not null then
-        wanted := jsonb_populate_record(before, p_patch);
-        if p_patch ? 'is_completed' and not p_patch ? 'status' and wanted.is_completed <> before.is_completed then
-            wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
-        end if;
-    elsif p_operation = 'complete' then
-        wanted.status := case when before.is_completed then 'pending' else 'completed' end;
-    elsif p_operation = 'delete' then
-        wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
-    else
-        wanted.deleted_at := null;
-    end if;
+    case p_operation -- any other is an error
+        when 'update', 'complete' then
+            wanted := jsonb_populate_record(before, p_patch);
+            if p_operation = 'complete' and p_patch is null then
+                wanted.is_completed := not before.is_completed;
+            end if;
+            if wanted.is_completed <> before.is_completed and (p_patch ? 'status') is not true then
+                wanted.status := case when wanted.is_completed then 'completed' else 'pending' end;
+            end if;
+        when 'delete' then
+            wanted.deleted_at := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
+        when 'restore' then
+            wanted.deleted_at := null;
+    end case;
     wanted.is_completed := wanted.status = 'completed'; -- as the table generates it
 
     outcome := 'unchanged';

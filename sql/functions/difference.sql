@@ -1,5 +1,6 @@
 -- difference: the fields of p_row that differ from those of p_other, as JSON; without what follows from other fields.
--- p_other: null for all fields that have a value
+-- p_row: a task as it is before a change, or after it
+-- p_other: the other of the two; null for all fields that have a value
 create or replace function tasks.difference(p_row tasks.task, p_other tasks.task) returns json
 language sql stable as $$
     select ('{' || concat_ws(

@@ -1,10 +1,11 @@
--- insert_task: a new task; returns what became of it, its version, and the task as JSON.
--- outcome: `created`; `exists`, when the id is taken; with a key also `replayed`, when the same request was sent before,
--- whose answer this is then, and `key_used`, when another one was
--- p_lock_timeout: how long to wait for any lock in this transaction, like 500ms
+-- insert_task: a new task; returns what became of it, and the task's version and JSON, null when there is no answer.
+-- outcome: `created`; `exists`, when the id is taken; with a key also `replayed`, with the answer that the same request got
+-- before, and `key_used`, when it was another request
+-- p_lock_timeout: for each lock in this transaction, like 500ms
+-- p_id: the task's id, which the caller makes
 -- p_fields: title, and of description, status, is_completed and priority what is not the default
 -- p_key: the Idempotency-Key, under which a retry finds this answer; null without one
--- p_request_hash: SHA-256 of the request
+-- p_request_hash: SHA-256 of the request; null without a key
 -- p_number: the number of a larger change, which has locked the account; null when this is the whole change
 create or replace function tasks.insert_task(
     p_user text, p_lock_timeout text, p_id uuid, p_fields jsonb, p_key text default null,
@@ -17,8 +18,11 @@ declare
     now timestamptz;
     known bytea;
 begin
-    perform set_config('lock_timeout', p_lock_timeout, true);
-    version := coalesce(p_number, tasks.next_version(p_user));
+    version := p_number;
+    if version is null then
+        p_lock_timeout := set_config('lock_timeout', p_lock_timeout, true);
+        version := tasks.next_version(p_user);
+    end if;
     if p_key is not null then
         select i.request_hash, i.answer into known, task
         from tasks.idempotency i
@@ -52,12 +56,19 @@ begin
         when task is null then 'exists'
         else 'created'
     end;
-    if outcome = 'created' and p_key is not null then
-        insert into tasks.idempotency (user_id, key, request_hash, answer, created_at)
-        values (p_user, p_key, p_request_hash, task, now);
-    elsif outcome <> 'created' and p_number is null then
-        version := task ->> 'version';
+    if outcome = 'created' then
+        if p_key is not null then
+            insert into tasks.idempotency (user_id, key, request_hash, answer, created_at)
+            values (p_user, p_key, p_request_hash, task, now);
+        end if;
+        return;
+    end if;
+    if p_number is null then
         update tasks.account a set version = a.version - 1 where a.user_id = p_user; -- nobody has seen the number
     end if;
+    if outcome = 'key_used' then
+        task := null;
+    end if;
+    version := (task ->> 'version')::bigint;
 end
 $$;

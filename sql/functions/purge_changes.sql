@@ -1,6 +1,9 @@
--- purge_changes: erases history of the user: what is from before p_before, and what was told of erased tasks from before
--- p_erased_before; returns how many rows, at most p_limit.
+-- purge_changes: erases old history of the user; returns how many rows.
 -- From then on the feed answers older numbers from the tasks, and not at all those of which it cannot tell all erased tasks.
+-- p_lock_timeout: for each lock in this transaction, like 500ms
+-- p_before: only what is from before this
+-- p_erased_before: only from before this, where it tells that a task was erased
+-- p_limit: how many rows at most
 create or replace function tasks.purge_changes(
     p_user text, p_lock_timeout text, p_before timestamptz, p_erased_before timestamptz, p_limit integer
 )
@@ -25,7 +28,10 @@ begin
         where c.user_id = p_user and c.version = old.version and c.task_id = old.task_id
         returning c.version, c.operation
     )
-    select max(e.version) filter (where e.operation <> 'erase'), max(e.version) filter (where e.operation = 'erase'), count(*)
+    select
+        max(e.version) filter (where e.operation <> 'erase'),
+        max(e.version) filter (where e.operation = 'erase'),
+        count(*)
     into history_end, erased_end, gone
     from erased e;
     update tasks.account a

@@ -1,4 +1,6 @@
 -- purge_keys: erases keys of the user's creates; returns how many.
+-- p_lock_timeout: for each lock in this transaction, like 500ms
+-- p_keys: what to erase
 -- p_before: only those from before this
 create or replace function tasks.purge_keys(p_user text, p_lock_timeout text, p_keys text[], p_before timestamptz)
 returns bigint

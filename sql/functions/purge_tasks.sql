@@ -1,5 +1,7 @@
 -- purge_tasks: erases tasks of the user that are in the trash, for good; returns how many.
 -- That takes one number, under which the feed tells it, and their history goes too. What was restored meanwhile stays.
+-- p_lock_timeout: for each lock in this transaction, like 500ms
+-- p_ids: what to erase
 -- p_before: only those that went to the trash before this
 create or replace function tasks.purge_tasks(p_user text, p_lock_timeout text, p_ids uuid[], p_before timestamptz)
 returns bigint
@@ -23,6 +25,6 @@ begin
         insert into tasks.change (user_id, version, task_id, at, operation)
         select p_user, number, e.id, clock_timestamp(), 'erase' from unnest(erased) e (id);
     end if;
-    return coalesce(cardinality(erased), 0);
+    return coalesce(cardinality(erased), 0)::bigint;
 end
 $$;

@@ -1,8 +1,11 @@
 -- run_batch: makes many changes as one, in their order, each of which sees the earlier ones; they all have one number.
--- Returns that number, null when nothing has changed, and what became of each operation, with the task as JSON after it.
--- Nothing is kept of a dry run, nor when it is atomic and one of them fails.
+-- Returns that number, null when nothing is kept, and what became of each operation, with the task as JSON after it.
+-- Nothing is kept of a dry run, nor when it is atomic and one of them fails, nor when nothing has changed.
 -- outcomes: as those of insert_task and change_task
+-- p_lock_timeout: for each lock in this transaction, like 500ms
 -- p_operations: an array of {"op", "id", "if_version", "task"}; op is create, update, complete, delete or restore
+-- p_atomic: whether one failure takes everything back
+-- p_dry_run: whether everything is taken back
 create or replace function tasks.run_batch(
     p_user text, p_lock_timeout text, p_operations jsonb, p_atomic boolean, p_dry_run boolean,
     out version bigint, out outcomes text[], out tasks json[]
@@ -13,18 +16,20 @@ declare
     operation record;
     result record;
 begin
+    outcomes := array[]::text[];
+    tasks := array[]::json[];
     begin
-        perform set_config('lock_timeout', p_lock_timeout, true);
+        p_lock_timeout := set_config('lock_timeout', p_lock_timeout, true);
         number := tasks.next_version(p_user);
         for operation in
             select o.* from jsonb_to_recordset(p_operations) as o (op text, id uuid, if_version text, task jsonb)
         loop
             if operation.op = 'create' then
-                select * into result
-                from tasks.insert_task(p_user, p_lock_timeout, operation.id, operation.task, p_number => number);
+                result := tasks.insert_task(
+                    p_user, p_lock_timeout, operation.id, operation.task, p_number => number
+                );
             else
-                select * into result
-                from tasks.change_task(
+                result := tasks.change_task(
                     p_user, p_lock_timeout, operation.op, operation.id, operation.task,
                     case when operation.if_version is not null then array[operation.if_version] end, number
                 );

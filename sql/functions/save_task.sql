@@ -4,8 +4,8 @@
 create or replace function tasks.save_task(p_before tasks.task, p_wanted tasks.task, p_operation text) returns void
 language plpgsql as $$
 declare
-    earlier jsonb;
-    later jsonb;
+    known json;
+    original tasks.task; -- as it was before the whole change; null when that created it
 begin
     update tasks.task t
     set title = p_wanted.title,
@@ -26,18 +26,15 @@ begin
         );
         return;
     end if;
-    select c.before::jsonb, c.after::jsonb into earlier, later
+    select c.before into known
     from tasks.change c
     where c.user_id = p_wanted.user_id and c.version = p_wanted.version and c.task_id = p_wanted.id;
-    earlier := tasks.difference(p_before, p_wanted)::jsonb || earlier; -- still null when the change created the task
-    later := later || tasks.difference(p_wanted, p_before)::jsonb;
+    if known is not null then
+        original := json_populate_record(p_before, known);
+    end if;
     update tasks.change c
-    set before = (select json_object_agg(e.key, e.value) from jsonb_each(earlier) e where e.value <> later -> e.key),
-        after = (
-            select json_object_agg(e.key, e.value)
-            from jsonb_each(later) e
-            where e.value is distinct from earlier -> e.key
-        )
+    set before = case when known is not null then tasks.difference(original, p_wanted) end,
+        after = tasks.difference(p_wanted, original)
     where c.user_id = p_wanted.user_id and c.version = p_wanted.version and c.task_id = p_wanted.id;
 end
 $$;

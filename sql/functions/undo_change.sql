@@ -2,6 +2,8 @@
 -- outcome: `changed`, with the new number, and the tasks that were changed, as JSON, those in the trash too; `unchanged`,
 -- when all is as it was before; `conflict`, when fields have been changed since: an array of {"task_id", "fields"}; nothing
 -- is written then; `not_found`, when the number is not the user's; `too_old`, when its history is gone
+-- p_lock_timeout: for each lock in this transaction, like 500ms
+-- p_version: the change's number
 create or replace function tasks.undo_change(
     p_user text, p_lock_timeout text, p_version bigint,
     out outcome text, out version bigint, out tasks json, out conflicts json
@@ -10,17 +12,14 @@ language plpgsql as $$
 declare
     account tasks.account;
     done tasks.change;
-    before tasks.task; -- before this undo
-    wanted tasks.task;
-    is_ jsonb; -- the task as it is
-    was jsonb; -- with the fields that the change has written, as they were before it
+    was jsonb; -- the fields that it has written, as they were before it
     became jsonb; -- and after it
-    patch jsonb;
-    field text;
+    before tasks.task; -- the task as it is now
+    wanted tasks.task; -- and without the change
     changed_since text[];
-    befores tasks.task[] := '{}';
-    wanteds tasks.task[] := '{}';
-    all_conflicts jsonb := '[]';
+    befores tasks.task[] := array[]::tasks.task[];
+    wanteds tasks.task[] := array[]::tasks.task[];
+    all_conflicts jsonb := jsonb_build_array();
     moment timestamptz;
 begin
     perform tasks.lock_account(p_user, p_lock_timeout);
@@ -30,11 +29,12 @@ begin
         outcome := 'not_found';
         return;
     end if;
-    if not exists (select from tasks.change c where c.user_id = p_user and c.version = p_version) or exists (
+    if p_version <= account.history_floor or exists (
         select
         from tasks.change c
+        left join tasks.task t on t.user_id = p_user and t.id = c.task_id
         where c.user_id = p_user and c.version = p_version
-            and (c.operation in ('erase', 'erased') or c.at < clock_timestamp() - interval '30 days')
+            and (t.id is null or c.operation in ('erase', 'erased') or c.at < clock_timestamp() - interval '30 days')
     ) then
         outcome := 'too_old';
         return;
@@ -43,32 +43,32 @@ begin
     for done in select c.* from tasks.change c where c.user_id = p_user and c.version = p_version order by c.task_id loop
         select t.* into before from tasks.task t where t.user_id = p_user and t.id = done.task_id for no key update;
         moment := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
-        changed_since := '{}';
-        patch := '{}';
-        if done.before is null then -- it was created: to the trash, whatever was changed since
-            patch := jsonb_build_object('deleted_at', coalesce(before.deleted_at, moment));
-        else
-            is_ := to_jsonb(before);
-            was := to_jsonb(jsonb_populate_record(before, done.before::jsonb));
-            became := to_jsonb(jsonb_populate_record(before, done.after::jsonb));
-            for field in select k from json_object_keys(done.after) k where k <> 'completed_at' loop
-                if field = 'deleted_at' and was ->> field is not null then -- it was restored: to the trash anew
-                    patch := patch || jsonb_build_object(field, coalesce(before.deleted_at, moment));
-                elsif is_ -> field = became -> field then
-                    patch := patch || jsonb_build_object(field, was -> field);
-                elsif is_ -> field <> was -> field then
-                    changed_since := changed_since || field;
-                end if;
-            end loop;
+        was := done.before;
+        became := done.after;
+        if was is null then -- it was created: to the trash, whatever was changed since
+            was := jsonb_build_object('deleted_at', moment);
+            became := '{"deleted_at": null}';
         end if;
 
-        wanted := jsonb_populate_record(before, patch);
-        wanted.is_completed := wanted.status = 'completed';
-        if wanted.is_completed <> before.is_completed then
-            wanted.completed_at := case when wanted.is_completed then (was ->> 'completed_at')::timestamptz end;
+        changed_since := array(
+            select f.key
+            from jsonb_each(was) f
+            where f.key not in ('deleted_at', 'completed_at')
+                and to_jsonb(before) -> f.key not in (became -> f.key, f.value)
+        );
+        wanted := jsonb_populate_record(before, was - array['deleted_at', 'completed_at']);
+        if was ? 'deleted_at' and (was ->> 'deleted_at' is null) <> (before.deleted_at is null) then
+            wanted.deleted_at := case when before.deleted_at is null then moment end; -- to the trash anew
         end if;
-        if wanted is distinct from before and before.deleted_at is not null and not done.after::jsonb ? 'deleted_at' then
-            changed_since := array['deleted_at'];
+        wanted.is_completed := wanted.status = 'completed';
+        if not wanted.is_completed then
+            wanted.completed_at := null;
+        elsif not before.is_completed or before.completed_at = (became ->> 'completed_at')::timestamptz then
+            wanted.completed_at := was ->> 'completed_at';
+        end if;
+
+        if before.deleted_at is not null and not was ? 'deleted_at' and wanted is distinct from before then
+            changed_since := changed_since || 'deleted_at'::text;
         end if;
         if cardinality(changed_since) > 0 then
             all_conflicts := all_conflicts || jsonb_build_object('task_id', done.task_id, 'fields', changed_since);
@@ -83,7 +83,7 @@ begin
     tasks := '[]';
     if all_conflicts <> '[]' then
         outcome := 'conflict';
-        conflicts := all_conflicts;
+        conflicts := all_conflicts::json;
     elsif cardinality(wanteds) > 0 then
         outcome := 'changed';
         version := tasks.next_version(p_user);

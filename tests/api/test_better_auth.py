@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import pytest
 
 from tests.conftest import ROOT, SECRET, Served, empty_database, make_token, serving, wait_until
 from tests.node import node_with
-from tests.processes import stop
+from tests.processes import run_service, stop
 
 PACKAGE = ROOT / "tests" / "better_auth"
 NODE_MODULES = PACKAGE / "node_modules"
@@ -36,7 +36,7 @@ def node() -> str:
 
 
 class BetterAuth:
-    """A Better Auth server with a database of its own, to be stopped and started again."""
+    """A Better Auth server on a database, to be stopped and started again."""
 
     def __init__(self, node: str, folder: Path, url: str, **settings: str) -> None:
         self._node = node
@@ -126,12 +126,19 @@ class Person:
 
 @contextmanager
 def better_auth(node: str, folder: Path, database_url: str, **settings: str) -> Iterator[BetterAuth]:
-    with empty_database(database_url) as url:
-        server = BetterAuth(node, folder, url, **settings)
-        try:
-            yield server
-        finally:
-            server.stop()
+    """Runs a server on an empty database of its own."""
+    with empty_database(database_url) as url, better_auth_on(url, node, folder, **settings) as server:
+        yield server
+
+
+@contextmanager
+def better_auth_on(url: str, node: str, folder: Path, **settings: str) -> Iterator[BetterAuth]:
+    """Runs a server on this database; its migrations are the first that it does."""
+    server = BetterAuth(node, folder, url, **settings)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +197,28 @@ def test_both_at_once(auth: BetterAuth, folder: Path, database_url: str) -> None
         works_on_tasks(person, other, both, "/api/auth/token")
         person, other = auth.sign_up(), auth.sign_up()
         works_on_tasks(person, other, both, "/api/token")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_in_one_database(node: str, folder: Path, database_url: str, is_first: bool) -> None:
+    with empty_database(database_url) as url, ExitStack() as stack:
+        if is_first:
+            auth = stack.enter_context(better_auth_on(url, node, folder))
+        migrated = run_service(folder, "migrate", DATABASE_URL=url)
+        assert migrated.returncode == 0, migrated.stderr
+        if not is_first:
+            auth = stack.enter_context(better_auth_on(url, node, folder))
+        service = stack.enter_context(serving(folder, DATABASE_URL=url, BETTER_AUTH_URL=auth.url))
+        wait_until(lambda: httpx.get(service.address + "/readyz").status_code == 200)
+        works_on_tasks(auth.sign_up(), auth.sign_up(), service, "/api/auth/token")
+
+        auth.stop()  # both find nothing to do the second time
+        auth.start()
+        assert run_service(folder, "migrate", DATABASE_URL=url).stdout.startswith("nothing to apply")
+        works_on_tasks(auth.sign_up(), auth.sign_up(), service, "/api/auth/token")
+        with psycopg.connect(url) as connection:
+            places = connection.execute("select schemaname from pg_tables where tablename = 'account' order by 1")
+            assert places.fetchall() == [("public",), ("tasks",)]
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "ES512", "RS256", "PS256"])

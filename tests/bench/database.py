@@ -56,7 +56,9 @@ SEED_ACCOUNTS = (
 
 # One task of each user after the other, as in life: a user's tasks lie on as many pages.
 SEED_TASKS = """
-insert into tasks.task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version)
+insert into tasks.task (
+    id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version
+)
 select
     md5(user_id || '/' || n)::uuid,
     user_id,

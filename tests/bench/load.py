@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.queries import tasks
 from tests.bench import database
 from tests.bench.processes import Failure, Running, cpu_seconds, memory_mib, settle, tail
 
 SCRIPT = Path(__file__).parent / "wrk.lua"
-SQL = Path(__file__).parent.parent.parent / "sql"
 
 WORKLOADS = {
     "one": "GET one task",
@@ -30,21 +30,17 @@ SEARCH = "search"  # for 192 words: a workload for those beside whom others are 
 PGBENCH_CLIENTS = 15  # as many as each peer has connections
 
 USER, TASK = ":user", "md5(:user || '/' || :task)::uuid"
+NEW_TASK = """'{"title": "Call the plumber", "description": "before noon", "priority": "high"}'"""
+PATCH = """('{"title": "' || :number || '"}')::jsonb"""
 # The arguments of the service's statements, $1 first. A literal that is null or false costs PostgreSQL no more than
 # a parameter; the new title is a number, since pgbench makes nothing else.
 STATEMENTS = {
-    "one": ("task_find", (USER, TASK, "null::text[]")),
-    "list": ("task_list", (USER, "null::text[]")),
-    "unchanged": ("task_list", (USER, "'{*}'::text[]")),
-    "create": (
-        "task_insert",
-        (USER, "gen_random_uuid()", "'Call the plumber'", "'before noon'", "'pending'", "'high'", "'500ms'"),
-    ),
-    "complete": ("task_toggle", (USER, TASK, "null", "'500ms'")),
-    "update": (
-        "task_update",
-        (USER, TASK, ":number::text", "false", "null", "null", "null", "null", "null", "'500ms'"),
-    ),
+    "one": (tasks.TASK_FIND, (USER, TASK, "null::text[]")),
+    "list": (tasks.TASK_LIST, (USER, "null::text[]")),
+    "unchanged": (tasks.TASK_LIST, (USER, "'{*}'::text[]")),
+    "create": (tasks.INSERT_TASK, (USER, "'500ms'", "gen_random_uuid()", NEW_TASK, "null", "null")),
+    "complete": (tasks.CHANGE_TASK, (USER, "'500ms'", "'complete'", TASK, "null", "null")),
+    "update": (tasks.CHANGE_TASK, (USER, "'500ms'", "'update'", TASK, PATCH, "null")),
 }
 MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}
 
@@ -196,16 +192,15 @@ def _read(output: str, what: str, errors: str, log: Path, *, may_be_refused: boo
 
 def _script(ground: Ground, workload: str, folder: Path) -> Path:
     """Writes the service's statement as a script for pgbench; returns its path."""
-    name, arguments = STATEMENTS[workload]
-    lines = next(SQL.rglob(f"{name}.sql")).read_text().splitlines()
-    statement = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
-    statement = re.sub(r"\$(\d+)", lambda match: arguments[int(match[1]) - 1], statement)
+    statement, arguments = STATEMENTS[workload]
+    text = "\n".join(line for line in statement.sql.splitlines() if not line.lstrip().startswith("--"))
+    text = re.sub(r"\$(\d+)", lambda match: arguments[int(match[1]) - 1], text)
     step = database.caller_step(ground.users)
     path = folder / f"{workload}.pgbench"
     path.write_text(
         f"\\set user {database.FIRST_USER} + {step} * random(0, {database.CALLERS - 1})\n"
         f"\\set task random(1, {database.TASKS_EACH})\n"
         "\\set number random(1, 1000000)\n"
-        f"{statement};\n"
+        f"{text};\n"
     )
     return path

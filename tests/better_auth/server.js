@@ -1,4 +1,4 @@
-// A Better Auth server as its documentation has it: email and password, the JWT plugin, a PostgreSQL of its own.
+// A Better Auth server as its documentation has it: email and password, the JWT plugin, PostgreSQL.
 import { createServer } from "node:http";
 import { betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";

@@ -226,7 +226,8 @@ def server() -> Iterator[Server]:
             parse_address(f"postgresql://postgres@{quote(str(sockets), safe='')}:{port}/{quote(DATABASE, safe='')}")
         )
         with server.admin() as admin:
-            admin.execute("grant all on all tables in schema public to public")
+            admin.execute("grant usage on schema tasks to public")
+            admin.execute("grant all on all tables in schema tasks to public")
             for name, password in {USER: PASSWORD, **{f"user {n}": text for n, text in enumerate(PASSWORDS)}}.items():
                 role = sql.SQL("create role {} login password {}").format(sql.Identifier(name), sql.Literal(password))
                 admin.execute(role)
@@ -772,7 +773,7 @@ def test_a_psql_without_tls_says_so_when_it_fails(tmp_path: Path) -> None:
 async def test_a_connection_that_dies_silently_is_found_out(
     server: Server, sent: str, seconds: int, milliseconds: int
 ) -> None:
-    """Uses asyncpg's Connection._transport, as service/connect.py does: there is no public way to the socket."""
+    """Uses asyncpg's Connection._transport, as service/db/connect.py does: there is no public way to the socket."""
     address = parse_address(forms(server)[0] + sent)
     connection = await connect(address, address.tls())
     found = connection._transport.get_extra_info("socket")
@@ -783,7 +784,7 @@ async def test_a_connection_that_dies_silently_is_found_out(
 
 
 def test_yoyo_has_the_private_members_that_migrations_use(server: Server) -> None:
-    """service/schema.py overrides the one, and asks the other."""
+    """service/db/migrations.py overrides the one, and asks the other."""
     with schema.backend(parse_address(forms(server)[0])) as database:
         parent: Any = type(database).__mro__[1]
         assert callable(parent._check_transactional_ddl)

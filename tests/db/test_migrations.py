@@ -1,6 +1,7 @@
 """The migrations, and the limits that the database itself keeps."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -12,17 +13,21 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+import httpx
 import psycopg
 import pytest
 import yoyo
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.migrations import default_migration_table
 
 from service.db import embedded
 from service.db import migrations as schema
 from service.db.address import Address, parse_address
 from service.db.migrations import FOLDER, Blocked, backend, known_migrations, migrate
-from tests.conftest import empty_database, serving
-from tests.processes import Client, external
+from tests.conftest import ROOT, Served, empty_database, serving
+from tests.processes import Client, external, run_service
 
 
 @pytest.fixture
@@ -33,10 +38,16 @@ def empty(database_url: str) -> Iterator[Address]:
 
 def dumped(address: Address) -> str:
     """Returns the schema as pg_dump writes it, without what changes from one run to the next."""
-    command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*yoyo*"]
+    command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*.*yoyo*"]
     environment = os.environ | address.for_psql()
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
+
+
+def execute(address: Address, *statements: str) -> None:
+    with schema.connect(address, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
 
 
 def roll_back(address: Address, first: str = "") -> None:
@@ -47,14 +58,16 @@ def roll_back(address: Address, first: str = "") -> None:
 
 
 def test_up_down_and_up_again_leave_the_same_schema(empty: Address) -> None:
-    nothing = dumped(empty)
-    assert set(migrate(empty)) == known_migrations()
-    schema = dumped(empty)
-    assert "CREATE TABLE public.task" in schema
+    assert set(migrate(empty)) == known_migrations() | {"functions"}
+    all_there = dumped(empty)
+    assert "CREATE TABLE tasks.task" in all_there
+    assert "CREATE FUNCTION tasks.lock_account" in all_there
     roll_back(empty)
-    assert dumped(empty) == nothing
+    left = dumped(empty)
+    execute(empty, "drop schema tasks cascade", "create schema tasks")
+    assert left == dumped(empty)
     migrate(empty)
-    assert dumped(empty) == schema
+    assert dumped(empty) == all_there
 
 
 def test_a_second_migrate_has_nothing_to_do(empty: Address) -> None:
@@ -159,8 +172,10 @@ def test_a_migration_behind_an_open_transaction_holds_up_nobody_and_is_done_afte
 ) -> None:
     migrate(empty)
     request.getfixturevalue("pending")
-    settings = external(f"postgresql://postgres@/{empty.database}?host={quote(empty.hosts[0].name)}")
-    with serving(tmp_path, **settings) as service, schema.connect(empty, application_name="report") as somebody:
+    with (
+        serving(tmp_path, **external_to(empty)) as service,
+        schema.connect(empty, application_name="report") as somebody,
+    ):
         client = Client(service)
         somebody.execute("select from tasks.task")
         holder = f"pid {somebody.info.backend_pid} (report, idle in transaction, open for "
@@ -180,7 +195,9 @@ def test_a_migration_behind_an_open_transaction_holds_up_nobody_and_is_done_afte
     assert holder in said
 
 
-@pytest.mark.parametrize("table", ["_yoyo_migration", "_yoyo_version", "_yoyo_log", "yoyo_lock", "task"])
+@pytest.mark.parametrize(
+    "table", ["_yoyo_migration", "_yoyo_version", "_yoyo_log", "yoyo_lock", "task", "installed_functions"]
+)
 def test_a_lock_that_stays_ends_in_a_message(
     empty: Address, table: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,18 +206,342 @@ def test_a_lock_that_stays_ends_in_a_message(
     monkeypatch.setattr(schema, "ATTEMPTS", 2)
     monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
     with schema.connect(empty, application_name="somebody") as somebody:
-        somebody.execute(f"lock table {table} in access exclusive mode".encode())
+        somebody.execute(f"lock table tasks.{table} in access exclusive mode".encode())
         with pytest.raises(Blocked, match=rf"held by pid {somebody.info.backend_pid} \(somebody, idle in transaction,"):
             migrate(empty)
         somebody.rollback()
-    assert migrate(empty) == ["9999-change"]
+    assert migrate(empty) == (["9999-change"] if table != "installed_functions" else []), "that is looked at last"
 
 
-def test_a_right_that_is_missing_is_named(empty: Address) -> None:
-    with schema.connect(empty, autocommit=True) as admin:
-        admin.execute("create role nobody_much login")
-        try:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for schema public"):
-                migrate(replace(empty, user="nobody_much"))
-        finally:
-            admin.execute("drop role nobody_much")
+# Rights ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weak(empty: Address) -> Iterator[Address]:
+    """The empty database, for a role that may do nothing there."""
+    role = f"weak_{uuid4().hex}"
+    execute(empty, f"create role {role} login")
+    yield replace(empty, user=role)
+    execute(empty, f"drop owned by {role}", f"drop role {role}")
+
+
+def external_to(address: Address) -> dict[str, str]:
+    """Returns the settings for a service on the tests' server."""
+    return external(f"postgresql://{address.user}@/{address.database}?host={quote(address.hosts[0].name)}")
+
+
+def test_who_may_not_make_the_schema_is_told_so_and_the_message_helps(
+    empty: Address, weak: Address, tmp_path: Path
+) -> None:
+    ended = run_service(tmp_path, "migrate", **external_to(weak))
+    grant, make = (
+        f"grant create on database {weak.database} to {weak.user}",
+        f"create schema tasks authorization {weak.user}",
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.endswith(
+        f" refuses: the user {weak.user} may not create the schema tasks: {grant}, or {make}\n"
+    )
+    execute(empty, make)
+    assert set(migrate(weak)) == known_migrations() | {"functions"}
+    execute(empty, "drop schema tasks cascade", grant)
+    assert set(migrate(weak)) == known_migrations() | {"functions"}
+
+
+@pytest.mark.parametrize("granted", ["", "usage", "create"])
+def test_a_schema_that_somebody_else_has_made_needs_both_rights(empty: Address, weak: Address, granted: str) -> None:
+    execute(empty, "create schema tasks")
+    if granted:
+        execute(empty, f"grant {granted} on schema tasks to {weak.user}")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege) as refused:
+        migrate(weak)
+    message, _, advice = str(refused.value).partition(": ")
+    assert message == f"the user {weak.user} may not create tables in the schema tasks"
+    execute(empty, advice)
+    assert set(migrate(weak)) == known_migrations() | {"functions"}
+
+
+# What an earlier version has left -------------------------------------------------------------------------------------
+
+
+class Former(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
+    """yoyo as it was used before there was a schema `tasks`: its tables are where the search path begins."""
+
+    def connect(self, address: Address) -> Any:
+        return schema.connect(address, autocommit=True)
+
+
+def migrate_as_before(address: Address, last: str = "0005") -> None:
+    """Applies the migrations up to this one, as a version did that knew no schema."""
+    migrations = yoyo.read_migrations(str(FOLDER)).filter(lambda migration: migration.id[:4] <= last)
+    with Former(address, default_migration_table) as database:
+        database.init_database()
+        database.apply_migrations(database.to_apply(migrations))
+
+
+OURS = ["_yoyo_log", "_yoyo_migration", "account", "idempotency", "task"]
+LATER = [*sorted(name for name in known_migrations() if name > "0006"), "functions"]
+NEIGHBOURS = (
+    'create table {0}.account (id text, "providerId" text)',
+    "create table {0}.task (id int)",
+    "insert into {0}.account values ('1', 'credential')",
+    "insert into {0}.task values (1), (2)",
+)
+ANOTHER = "0001-another"
+NOTED = "insert into _yoyo_migration values ('hash', '0001-another', now())"
+NOTED_TOO = "insert into _yoyo_log (id, migration_hash, migration_id) values ('1', 'hash', '0001-another')"
+
+
+Rows = list[dict[str, str | None]]
+
+
+def rows(address: Address, place: str) -> dict[str, Rows]:
+    """Returns all rows of the tables in this schema, without those that yoyo notes for another application."""
+    query = sql.SQL(
+        "select (select json_object_agg(key, value) from json_each_text(row_to_json(t))) from {} t order by t::text"
+    )
+    with schema.connect(address) as connection:
+        found = {name: connection.execute(query.format(sql.Identifier(place, name))).fetchall() for name in OURS}
+    return {name: [row for (row,) in of_one if row.get("migration_id") != ANOTHER] for name, of_one in found.items()}
+
+
+def are_kept(before: dict[str, Rows], after: dict[str, Rows]) -> bool:
+    """Tells whether all rows are the same in all the columns that there were; yoyo's and no others may be more."""
+    for name in OURS:
+        columns = before[name][0].keys()
+        now = [{column: row[column] for column in columns} for row in after[name]]
+        if "yoyo" in name:
+            now = [row for row in now if row in before[name]]
+        if now != before[name]:
+            return False
+    return True
+
+
+def names(address: Address, place: str) -> list[str]:
+    """Returns what is in the schema: tables, indexes, functions."""
+    with schema.connect(address) as connection:
+        found = connection.execute(
+            "select relname from pg_class join pg_namespace n on n.oid = relnamespace where nspname = %(place)s"
+            " union all"
+            " select proname from pg_proc join pg_namespace n on n.oid = pronamespace where nspname = %(place)s"
+            " order by 1",
+            {"place": place},
+        )
+        return [name for (name,) in found]
+
+
+def noted(address: Address) -> list[tuple[str]]:
+    """Returns whose migrations yoyo has noted outside of our schema."""
+    with schema.connect(address) as connection:
+        return connection.execute("select migration_id from _yoyo_migration").fetchall()
+
+
+def fill(address: Address) -> None:
+    """Gives the user `anna` a live task, one in the trash and a key, in the search path."""
+    execute(
+        address,
+        "insert into account values ('anna', 7), ('ben', 9007199254740991)",
+        "insert into task (id, user_id, title, description, status, completed_at, deleted_at, version) values"
+        " (gen_random_uuid(), 'anna', 'Größe 🎉', E'\\n', 'completed', now(), null, 6),"
+        " (gen_random_uuid(), 'anna', 'in the trash', null, 'pending', null, now(), 7)",
+        "insert into idempotency values ('anna', 'key', sha256('x'), '{\"a\":  1}')",
+    )
+
+
+@pytest.mark.parametrize("has_neighbours", [False, True])
+@pytest.mark.parametrize("place", ["public", 'the "app"'])
+def test_a_database_of_before_is_moved_without_losing_a_row(
+    empty: Address, tmp_path: Path, place: str, has_neighbours: bool
+) -> None:
+    later = "later" if place == "public" else "public"
+    home = place.replace('"', '""')
+    execute(
+        empty,
+        *(f'create schema if not exists "{name}"' for name in (home, later)),
+        f'alter role postgres in database {empty.database} set search_path = "{home}", {later}',
+    )
+    if has_neighbours:
+        execute(empty, *(statement.format(later) for statement in NEIGHBOURS))
+    migrate_as_before(empty)
+    fill(empty)
+    if has_neighbours:
+        execute(empty, NOTED, NOTED_TOO)
+    neighbours, before = names(empty, later), rows(empty, place)
+    assert [len(before[name]) for name in OURS] == [5, 5, 2, 1, 2]
+
+    assert migrate(empty) == LATER
+    assert are_kept(before, rows(empty, "tasks"))
+    assert migrate(empty) == []
+
+    left = names(empty, place)
+    assert left == [name for name in left if "yoyo" in name]
+    assert bool(left) == has_neighbours
+    assert names(empty, later) == neighbours
+    if has_neighbours:
+        assert noted(empty) == [(ANOTHER,)]
+
+    with serving(tmp_path, **external_to(empty)) as service:
+        client = Client(service, "anna")
+        assert httpx.get(service.address + "/readyz").status_code == 200
+        assert client.titles() == ["Größe 🎉"]
+        (trashed,) = client.call("GET", "?trashed=true&q=trash").json()
+        assert client.call("POST", f"/{trashed['id']}/restore").status_code == 200
+        assert client.create("new").json()["version"] > trashed["version"]
+
+
+@pytest.mark.parametrize("last", ["0001", "0002", "0003", "0004", "0005"])
+def test_a_database_that_was_moved_has_the_schema_of_a_new_one(empty: Address, last: str) -> None:
+    migrate_as_before(empty, last)
+    migrate(empty)
+    moved = dumped(empty)
+    execute(empty, "drop schema tasks cascade")
+    migrate(empty)
+    assert moved == dumped(empty)
+
+
+def test_two_that_move_a_database_at_once_are_safe(empty: Address) -> None:
+    migrate_as_before(empty)
+    fill(empty)
+    before = rows(empty, "public")
+    with ThreadPoolExecutor() as threads:
+        both = sorted(threads.map(migrate, [empty, empty]))
+    assert both == [[], LATER]
+    assert are_kept(before, rows(empty, "tasks"))
+
+
+@pytest.mark.parametrize("table", OURS)
+def test_a_lock_leaves_all_of_it_where_it_was(empty: Address, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate_as_before(empty)
+    fill(empty)
+    before, there = rows(empty, "public"), names(empty, "public")
+    monkeypatch.setattr(schema, "ATTEMPTS", 1)
+    with schema.connect(empty) as somebody:
+        somebody.execute(f"lock table {table} in share mode".encode())
+        with pytest.raises(Blocked):
+            migrate(empty)
+        assert (rows(empty, "public"), names(empty, "public")) == (before, there)
+        assert names(empty, "tasks") == []
+
+
+def test_tasks_in_two_schemas_are_not_forgotten(empty: Address) -> None:
+    """As they come to be when an earlier version migrates and serves once more."""
+    migrate(empty)
+    migrate_as_before(empty)
+    assert migrate(empty) == [], "there are none in the second"
+    fill(empty)
+    with pytest.raises(psycopg.errors.RaiseException, match=r"^public\.task has tasks of an earlier version"):
+        migrate(empty)
+
+
+def test_what_another_application_has_is_left_alone_by_a_new_database(empty: Address) -> None:
+    execute(
+        empty,
+        *(statement.format("public") for statement in NEIGHBOURS),
+        "create table _yoyo_migration (migration_hash text, migration_id text, applied_at_utc timestamp)",
+        NOTED.replace(ANOTHER, "0001-tasks"),
+    )
+    before = names(empty, "public")
+    assert set(migrate(empty)) == known_migrations() | {"functions"}
+    assert names(empty, "public") == before
+    assert noted(empty) == [("0001-tasks",)]
+
+
+# The functions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    """The folder of a later version: one of its functions does something else, and one that it calls takes more."""
+    folder = tmp_path / "newer"
+    for name in ("migrations", "service", "sql"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    change(folder / "sql" / "functions" / "next_version.sql", r"version \+ 1", "version + 10")
+    change(folder / "sql" / "functions" / "change_task.sql", r"(p_number \w+[^,]*,)", r"\1 p_reason text default null,")
+    change(folder / "service" / "queries" / "tasks.py", r"(tasks.change_task\([^)]*)\)", r"\1, 'a reason')")
+    return folder
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = re.sub(old, new, path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
+
+
+def readiness(service: Served) -> tuple[int, str]:
+    answer = httpx.get(service.address + "/readyz")
+    return answer.status_code, answer.text
+
+
+def works(service: Served) -> None:
+    """All that writes does."""
+    client = Client(service)
+    task = client.create("x").json()
+    assert client.call("PUT", f"/{task['id']}", json={"title": "y"}).status_code == 200
+    assert client.call("PATCH", f"/{task['id']}/complete").status_code == 200
+    assert client.call("DELETE", f"/{task['id']}").status_code == 204
+    assert client.call("POST", f"/{task['id']}/restore").status_code == 200
+    operations = [{"op": "create", "task": {"title": "z"}}, {"op": "complete", "id": task["id"]}]
+    batch = httpx.post(
+        client.tasks.replace("/tasks", "/batch"), headers=client.headers, json={"operations": operations}
+    )
+    assert batch.status_code == 200, batch.text
+
+
+def test_two_versions_work_beside_each_other(empty: Address, newer: Path, tmp_path: Path) -> None:
+    migrate(empty)
+    settings = external_to(empty)
+    of_newer = settings | {"PYTHONPATH": str(newer)}
+    with serving(tmp_path, **settings) as old, serving(tmp_path, **of_newer) as new:
+        assert readiness(old)[0] == 200
+        status, text = readiness(new)
+        assert status == 503
+        assert "schema: functions not applied; run `python -m service migrate`" in text
+        for which, said in (
+            (of_newer, "applied functions\n"),
+            (of_newer, "nothing to apply: "),
+            (settings, "applied f"),
+        ):
+            assert run_service(tmp_path, "migrate", **which).stdout.startswith(said)
+            for service in (old, new):
+                assert readiness(service)[0] == 200
+                works(service)
+
+
+def test_a_function_that_cannot_be_made_leaves_nothing_half_done(empty: Address, newer: Path, tmp_path: Path) -> None:
+    migrate(empty)
+    before = dumped(empty)
+    (newer / "sql" / "functions" / "zz.sql").write_text(
+        "create function tasks.zz() returns nonsense language sql as '';"
+    )
+    ended = run_service(tmp_path, "migrate", **external_to(empty), PYTHONPATH=str(newer))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert 'type "nonsense" does not exist' in ended.stderr
+    assert dumped(empty) == before
+    assert migrate(empty) == []
+
+
+# A dump ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", [[], ["--schema=tasks"]])
+def test_a_dump_is_restored_into_an_empty_database(
+    empty: Address, database_url: str, tmp_path: Path, what: list[str]
+) -> None:
+    migrate(empty)
+    with serving(tmp_path, **external_to(empty)) as service:
+        Client(service, "anna").create("Café ﬁnd me")
+    before = rows(empty, "tasks")
+    programs = embedded.PSQL.parent
+    command: list[str | Path] = [programs / "pg_dump", *what]
+    dump = subprocess.run(command, env=empty.for_psql(), capture_output=True, check=True).stdout
+    with empty_database(database_url) as url:
+        restored = parse_address(url)
+        command = [programs / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+        subprocess.run(command, env=restored.for_psql(), input=dump, capture_output=True, check=True)
+        assert rows(restored, "tasks") == before
+        assert migrate(restored) == []
+        with serving(tmp_path, **external_to(restored)) as service:
+            assert readiness(service)[0] == 200
+            assert len(Client(service, "anna").call("GET", "?q=cafe%20find").json()) == 1
+            works(service)

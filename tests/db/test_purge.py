@@ -56,7 +56,8 @@ def test_it_erases_what_is_older_than_the_days_and_says_so(tmp_path: Path, url: 
     fill(url, "older", STEP + 10, 100)
     with psycopg.connect(url) as connection:
         connection.execute(
-            "insert into tasks.idempotency select 'old', 'key-' || n, sha256('x'), '{}', now() - make_interval(hours => n)"
+            "insert into tasks.idempotency"
+            " select 'old', 'key-' || n, sha256('x'), '{}', now() - make_interval(hours => n)"
             " from generate_series(20, 30) n"
         )
     assert purge(tmp_path, url, "--days", "101") == "erased 0 tasks of 0 users and 7 retry keys\n"

@@ -1,10 +1,11 @@
-"""The statements: each prepares, says what it takes, knows its user only, and has a plan that stays fast."""
+"""The SQL: each statement and each function says what it takes, knows its user only, and stays fast on a big table."""
 
 import asyncio
 import json
 import re
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,83 +18,130 @@ from service.db import embedded
 from service.db.address import parse_address
 from service.db.coalescer import Statement
 from service.db.migrations import migrate
-from service.queries import purge, schema
+from service.queries import changes, purge, schema
 from service.queries import tasks as queries
 from service.queries.tasks import Search
 from service.web.search import SORTS
 from tests.conftest import ROOT, User, empty_database, eventually, watched
 
 SQL = ROOT / "sql"
-STATEMENTS = {
-    value.name: value
-    for module in (queries, purge, schema)
+LOADED = {
+    value.sql: value
+    for module in (queries, changes, purge, schema)
     for value in vars(module).values()
     if isinstance(value, Statement)
-} | {"account_lock": Statement("account_lock", queries.TASK_OPERATE.lock, writes=True)}
-FILES = sorted(path for path in SQL.rglob("*.sql") if path.parent.name != "debug")
-OF_NO_USER = (
-    "key_oldest",
-    "schema_applied",
-    "trash_oldest",
-)  # what is about all users: the schema, and what is to be purged
-OF_A_USER = [name for name in STATEMENTS if name not in OF_NO_USER]
-TYPE_NAMES = {"bool": "boolean", "int4": "integer", "int8": "bigint"}
+}
 
+# Reads are statements, one a file; `migrate` runs prepare.sql by itself, and installs the functions.
+FILES = sorted(
+    path for path in SQL.rglob("*.sql") if path.parent.name not in ("debug", "functions") and path.stem != "prepare"
+)
+STATEMENTS = {path.stem: path.read_text() for path in FILES}
+# About more than one user: whose changes are watched, what is to be purged, and the schema
+OF_NO_USER = ("change_counters", "change_oldest", "key_oldest", "schema_applied", "trash_oldest")
+OF_A_USER = [name for name in STATEMENTS if name not in OF_NO_USER]
+
+# Writes are functions, one a file; the statements that call them, by the function's name.
+FUNCTIONS = {path.stem: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
+CALL = re.compile(r"select (?:\* from )?tasks\.(\w+)\(\$1(?:, (?:\$\d+|null))*\)")
+CALLS = {found[1]: sql for sql in LOADED if (found := CALL.fullmatch(sql))}
+
+TABLES = ("account", "change", "idempotency", "task")
+TABLE = f"(?:{'|'.join(TABLES)})"
+TYPE_NAMES = {"bool": "boolean", "int4": "integer", "int8": "bigint", "int8[]": "bigint[]"}
+LOCK_TIMEOUT = "1s"
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
 NEVER = datetime(2101, 1, 1, tzinfo=UTC)
 
-# Arguments, after the user, with which each statement finds something; {task} and {trashed} become
-# a task's id.
+# Arguments, after the user, with which each statement finds something, and after the user and the lock timeout, with
+# which each call does. {task} and {trashed} become a task's id, {new} one that is not taken.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "account_lock": ("1s",),
-    "answer_find": ("key",),
-    "key_purge": (["key"], NEVER, "1s"),
-    "task_delete": ("{task}", None, "1s"),
+    "change_feed": (0, 1000, None),
+    "change_history": ("{task}", None, 1000),
     "task_find": ("{task}", None),
-    "task_insert": ("{new}", "Title", None, "pending", "medium", "1s"),
-    "task_insert_once": ("{new}", "Title", None, "pending", "medium", "another-key", bytes(32), "1s"),
     "task_list": (None,),
-    "task_operate": ("update", "{task}", None, "Changed", False, None, None, None, None),
-    "task_purge": (["{trashed}"], NEVER, "1s"),
-    "task_restore": ("{trashed}", None, "1s"),
     "task_search": (
         *(None, ["pending"], ["low", "medium"], False, ["title"], LONG_AGO, None, LONG_AGO, None, None, None, False),
         *("title", False, 0, "", UUID(int=0), 1000, ["id", "user_id"], True),
     ),
-    "task_toggle": ("{task}", None, "1s"),
-    "task_update": ("{task}", "Changed", False, None, None, None, None, None, "1s"),
 }
+BATCH = [
+    {"op": "create", "id": "{new}", "task": {"title": "Title"}},
+    {"op": "update", "id": "{task}", "task": {"title": "Changed"}},
+    {"op": "complete", "id": "{task}"},
+    {"op": "delete", "id": "{task}"},
+    {"op": "restore", "id": "{trashed}"},
+]
+WRITES: list[tuple[str, tuple[Any, ...]]] = [
+    ("insert_task", ("{new}", '{"title": "Title"}', None, None)),
+    ("insert_task", ("{new}", '{"title": "Title"}', "another-key", bytes(32))),
+    ("change_task", ("update", "{task}", '{"title": "Changed"}', None)),
+    ("change_task", ("complete", "{task}", None, None)),
+    ("change_task", ("delete", "{task}", None, None)),
+    ("change_task", ("restore", "{trashed}", None, None)),
+    ("run_batch", (json.dumps(BATCH), True, False)),
+    ("purge_tasks", (["{trashed}"], NEVER)),
+    ("purge_keys", (["key"], NEVER)),
+    ("purge_changes", (NEVER, NEVER, 1000)),
+    ("undo_change", ("{version}",)),
+]
+each_write = pytest.mark.parametrize(("name", "arguments"), WRITES, ids=[name for name, _ in WRITES])
+each_mode = pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 
 
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection whose work is rolled back."""
+    """A connection whose work is rolled back, and in which a name without its schema finds nothing of ours."""
     opened: Any = await asyncpg.connect(database_url)
     transaction = opened.transaction()
     await transaction.start()
+    await opened.execute("set local search_path = ''")
     yield opened
     await transaction.rollback()
     await opened.close()
 
 
-def arguments_of(name: str, task: UUID, trashed: UUID) -> list[Any]:
-    replaced: dict[str, UUID] = {"{task}": task, "{trashed}": trashed, "{new}": uuid4()}
+@dataclass(frozen=True)
+class Filled:
+    """What a user has, to whom something can happen."""
 
-    def filled(value: Any) -> Any:
-        if isinstance(value, list):
-            return [filled(one) for one in value]
-        return replaced.get(value, value) if isinstance(value, str) else value
+    task: UUID
+    trashed: UUID
+    version: int  # of the task
 
-    return [filled(value) for value in ARGUMENTS[name]]
+    def fill(self, value: Any) -> Any:
+        """Returns an argument, with these in their places."""
+        if isinstance(value, (list, tuple)):
+            return [self.fill(one) for one in value]
+        if value == "{version}":
+            return self.version
+        if not isinstance(value, str):
+            return value
+        places = {"task": self.task, "trashed": self.trashed, "version": self.version, "new": uuid4()}
+        return re.sub(r"\{(\w+)\}", lambda place: str(places.get(place[1], place[0])), value)
 
 
-def answer(row: asyncpg.Record) -> Any:
-    """Returns the column that has what was asked for."""
-    return next(row[name] for name in ("task", "tasks", "deleted", "erased", "made") if name in row.keys())  # noqa: SIM118  (a record)
+async def fill_for(connection: asyncpg.Connection, user: str, task: UUID, trashed: UUID) -> Filled:
+    """Gives the user a task with a key, and one in the trash."""
+    fields = '{"title": "Same title", "priority": "low"}'
+    await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, trashed, fields, None, None)
+    await connection.fetch(CALLS["change_task"], user, LOCK_TIMEOUT, "delete", trashed, None, None)
+    (row,) = await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, task, fields, "key", bytes(32))
+    return Filled(task, trashed, row["version"])
 
 
-def test_every_file_is_loaded_and_every_statement_has_a_file() -> None:
-    assert {path.stem for path in FILES} == set(STATEMENTS)
+async def rows_of(connection: asyncpg.Connection, user: str) -> list[Any]:
+    return [
+        [tuple(row) for row in await connection.fetch(f"select * from tasks.{table} where user_id = $1", user)]  # noqa: S608
+        for table in TABLES
+    ]
+
+
+# Reads ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_loaded_and_every_read_has_a_file() -> None:
+    assert set(STATEMENTS.values()) == {sql for sql, statement in LOADED.items() if not statement.writes}
     assert set(ARGUMENTS) == set(OF_A_USER)
 
 
@@ -104,15 +152,17 @@ def test_a_file_opens_with_its_name_and_stays_static(path: Path) -> None:
     assert not text.rstrip().endswith(";"), "with a semicolon it could not be pasted before \\bind"
     assert not re.search(r"\{\w*\}", text)
     assert "%s" not in text
-    keywords = re.findall(r"\b(SELECT|FROM|WHERE|INSERT|UPDATE|AND|OR)\b", re.sub(r"--.*", "", text))
-    assert not keywords, "keywords are in lower case"
+    assert not capitals(text), "keywords are in lower case"
+
+
+def capitals(text: str) -> list[str]:
+    return re.findall(r"\b(SELECT|FROM|WHERE|INSERT|UPDATE|AND|OR)\b", re.sub(r"--.*", "", text))
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_the_header_tells_the_types_that_postgresql_infers(connection: asyncpg.Connection, name: str) -> None:
-    sql = STATEMENTS[name].sql
-    told = re.findall(r"^-- \$(\d+) ([\w\[\]]+): \S", sql, re.MULTILINE)
-    prepared = await connection.prepare(sql)
+    told = re.findall(r"^-- \$(\d+) ([\w\[\]]+): \S", STATEMENTS[name], re.MULTILINE)
+    prepared = await connection.prepare(STATEMENTS[name])
     inferred = [TYPE_NAMES.get(parameter.name, parameter.name) for parameter in prepared.get_parameters()]
     assert [type_ for _, type_ in told] == inferred
     assert [int(number) for number, _ in told] == list(range(1, len(told) + 1))
@@ -120,44 +170,120 @@ async def test_the_header_tells_the_types_that_postgresql_infers(connection: asy
 
 @pytest.mark.parametrize("name", OF_A_USER)
 def test_the_first_parameter_is_the_user_of_every_table(name: str) -> None:
-    sql = re.sub(r"--.*", "", STATEMENTS[name].sql)
-    assert re.search(r"^-- \$1 text: the user$", STATEMENTS[name].sql, re.MULTILINE)
-    reads = len(re.findall(r"\b(?:from|join|update|using)\s+(?:task|account|idempotency)\b", sql))
+    sql = re.sub(r"--.*", "", STATEMENTS[name])
+    assert re.search(r"^-- \$1 text: the user$", STATEMENTS[name], re.MULTILINE)
+    reads = len(re.findall(rf"\b(?:from|join) tasks\.{TABLE}\b", sql))
+    assert reads > 0
     assert len(re.findall(r"user_id = \$1", sql)) == reads, "each table is restricted by its own user_id = $1"
-    if "insert into" in sql:
-        assert len(re.findall(r"insert into \w+ \(user_id\b", sql)) == sql.count("insert into")
 
 
 @pytest.mark.parametrize("name", OF_A_USER)
-async def test_a_statement_touches_its_own_user_only(connection: asyncpg.Connection, name: str) -> None:
+async def test_a_statement_reads_its_own_user_only(connection: asyncpg.Connection, name: str) -> None:
     mine, theirs, task, trashed = "mine", "theirs", uuid4(), uuid4()
     for user in (theirs, mine):  # the same id for both: only the user tells them apart
-        values = "Same title", None, "pending", "low"
-        await connection.fetch(STATEMENTS["task_insert_once"].sql, user, task, *values, "key", bytes(32), "1s")
-        await connection.fetch(STATEMENTS["task_insert"].sql, user, trashed, *values, "1s")
-        await connection.fetch(STATEMENTS["task_delete"].sql, user, trashed, None, "1s")
+        filled = await fill_for(connection, user, task, trashed)
+    arguments = filled.fill(ARGUMENTS[name])
 
-    async def rows_of(user: str) -> list[Any]:
-        return [
-            [tuple(row) for row in await connection.fetch(f"select * from {table} where user_id = $1", user)]  # noqa: S608
-            for table in ("account", "task", "idempotency")
-        ]
+    (row,) = await connection.fetch(STATEMENTS[name], mine, *arguments)
+    assert theirs not in str(row)
+    assert found_in(row) not in (None, "[]")
 
-    before = await rows_of(theirs)
-    arguments = arguments_of(name, task, trashed)
-    rows = await connection.fetch(STATEMENTS[name].sql, mine, *arguments)
-    assert len(rows) == 1
-    assert theirs not in str(rows[0])
-    if name != "account_lock":
-        assert answer(rows[0]) not in (None, "[]", False, 0), "it found something to do"
-    assert await rows_of(theirs) == before
+    (row,) = await connection.fetch(STATEMENTS[name], "nobody", *arguments)  # one row, whatever it finds
+    assert found_in(row) in (None, "[]")
+    assert not row.get("version")
 
-    rows = await connection.fetch(STATEMENTS[name].sql, "nobody", *arguments)
-    assert len(rows) == 1, "one row, whatever it finds"
-    if name not in ("task_insert", "task_insert_once", "account_lock"):
-        assert answer(rows[0]) in (None, "[]", False, 0)
-        assert not rows[0].get("version")
-    assert await rows_of(theirs) == before
+
+def found_in(row: asyncpg.Record) -> Any:
+    return next(row[name] for name in ("task", "tasks", "entries") if name in row.keys())  # noqa: SIM118  (a record)
+
+
+# Writes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_call_names_a_function_and_every_function_is_called() -> None:
+    assert set(CALLS.values()) == {sql for sql, statement in LOADED.items() if statement.writes}
+    assert set(CALLS) == {name for name, _ in WRITES}
+    for name in FUNCTIONS:
+        texts = [text for other, text in FUNCTIONS.items() if other != name]
+        assert (name in CALLS) or any(f"tasks.{name}(" in text for text in texts), name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_s_file_opens_with_its_name_and_explains_each_parameter(name: str) -> None:
+    text = FUNCTIONS[name]
+    assert text.startswith(f"-- {name}: ")
+    assert re.findall(r"^create .*", text, re.MULTILINE) == [
+        line for line in text.splitlines() if line.startswith(f"create or replace function tasks.{name}(")
+    ]
+    header, body = text.split("create or replace function ")
+    parameters = re.findall(r"\bp_\w+(?= [a-z])", body.split("$$")[0])
+    obvious = [parameter for parameter in parameters if parameter == "p_user"]
+    assert obvious + re.findall(r"^-- (p_\w+): \S", header, re.MULTILINE) == parameters
+    assert not capitals(text), "keywords are in lower case"
+
+
+async def test_the_database_has_these_functions_and_no_other(connection: asyncpg.Connection) -> None:
+    found = await connection.fetch("""
+        select
+            proname, provolatile = 'v' as is_volatile, proargnames[1:2] as names, proargtypes[0:1]::regtype[] as types
+        from pg_proc
+        where pronamespace = 'tasks'::regnamespace and proname <> 'search_folded'
+    """)
+    assert sorted(row["proname"] for row in found) == sorted(FUNCTIONS), "one signature each"
+    for row in found:
+        if row["proname"] in CALLS:
+            assert row["is_volatile"], "so each statement in it sees what was committed before it began"
+            assert (row["names"], row["types"]) == (["p_user", "p_lock_timeout"], ["text", "text"])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_names_each_schema_and_its_user_for_each_table(name: str) -> None:
+    sql = re.sub(r"--.*", "", FUNCTIONS[name])
+    assert not re.findall(rf"\b(?:from|join|using|insert into|update|only)\s+{TABLE}\b", sql)
+    assert not re.findall(rf"(?<!tasks\.)\b(?:{'|'.join(FUNCTIONS)})\(", sql)
+    restricted = len(re.findall(rf"\b(?:(?<!into )from|join|using|(?<!do )update)\s+tasks\.{TABLE}\b(?!\()", sql))
+    assert len(re.findall(r"\buser_id = p_(?:user|wanted\.user_id)\b", sql)) == restricted
+    inserted = len(re.findall(rf"\binsert into tasks\.{TABLE}\b", sql))
+    assert len(re.findall(r"\binsert into tasks\.\w+ (?:as \w+ )?\(\s*user_id\b", sql)) == inserted
+    assert len(re.findall(r"\b(?:values \(|select)\s*p_(?:user|wanted\.user_id)\b", sql)) == inserted
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_call_has_a_signature_that_there_is(connection: asyncpg.Connection, name: str) -> None:
+    numbers = [int(number) for number in re.findall(r"\$(\d+)", CALLS[name])]
+    assert numbers == list(range(1, len(numbers) + 1))
+    prepared = await connection.prepare(CALLS[name])
+    assert [parameter.name for parameter in prepared.get_parameters()][:2] == ["text", "text"]
+    query = "select pronargs from pg_proc where oid = $1::regproc"
+    assert CALLS[name].count(", ") + 1 == await connection.fetchval(query, f"tasks.{name}"), "none is left out"
+
+
+@each_write
+async def test_a_function_changes_its_own_user_only(
+    connection: asyncpg.Connection, name: str, arguments: tuple[Any, ...]
+) -> None:
+    mine, theirs, task, trashed = "mine", "theirs", uuid4(), uuid4()
+    for user in (theirs, mine):  # the same id for both: only the user tells them apart
+        filled = await fill_for(connection, user, task, trashed)
+    before, mine_before = await rows_of(connection, theirs), await rows_of(connection, mine)
+    sent = LOCK_TIMEOUT, *filled.fill(arguments)
+
+    (row,) = await connection.fetch(CALLS[name], mine, *sent)
+    assert theirs not in str(row)
+    assert all(outcome in ("created", "changed") or outcome > 0 for outcome in outcomes(row))
+    assert await rows_of(connection, mine) != mine_before, "it found something to do"
+    assert await rows_of(connection, theirs) == before
+
+    (row,) = await connection.fetch(CALLS[name], "nobody", *sent)  # one row, whatever it finds
+    assert await rows_of(connection, theirs) == before
+    if "{new}" not in str(arguments):
+        assert outcomes(row) <= {"not_found", 0}
+        assert not any(await rows_of(connection, "nobody"))
+
+
+def outcomes(row: asyncpg.Record) -> set[Any]:
+    """Returns what became of a call: the words, or the number of those that it has erased."""
+    return set(row["outcomes"]) if "outcomes" in row.keys() else {row[0]}  # noqa: SIM118  (a record)
 
 
 # Plans ----------------------------------------------------------------------------------------------------------------
@@ -180,8 +306,12 @@ async def big_table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         )
         await opened.execute("""
             insert into tasks.idempotency (user_id, key, request_hash, answer)
-            select 'user-' || n % 2000 + 1, 'key-' || n, sha256('x'), '{}'
+            select 'user-' || n % 2000 + 1, case when n < 2000 then 'key' else 'key-' || n end, sha256('x'), '{}'
             from generate_series(0, 19999) n
+        """)
+        await opened.execute("""
+            insert into tasks.change (user_id, version, task_id, at, operation, after)
+            select user_id, version, id, created_at, 'create', '{}' from tasks.task
         """)
         await opened.execute("vacuum analyze")
         yield opened
@@ -192,18 +322,46 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@each_mode
 @pytest.mark.parametrize("name", OF_A_USER)
 async def test_a_plan_uses_an_index_and_reads_this_user_s_rows_only(
     big_table: asyncpg.Connection, name: str, mode: str
 ) -> None:
-    user = "user-77"
-    query = "select id from tasks.task where user_id = $1 and (deleted_at is null) = $2 limit 1"
-    task, trashed = [await big_table.fetchval(query, user, is_live) for is_live in (True, False)]
-    for node in nodes(await explained(big_table, mode, name, user, *arguments_of(name, task, trashed))):
+    filled = await tasks_of(big_table, "user-77")
+    for node in nodes(await explained(big_table, mode, name, "user-77", *filled.fill(ARGUMENTS[name]))):
         assert node["Node Type"] != "Seq Scan", node
         # 50 tasks, the trashed one that a list leaves out, and dead entries that rolled back tests left
         assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 100, node
+
+
+@each_mode
+@each_write
+async def test_a_function_uses_indexes_and_reads_few_rows(
+    big_table: asyncpg.Connection, name: str, arguments: tuple[Any, ...], mode: str
+) -> None:
+    """PostgreSQL shows no plan of what a function runs, but counts what each table was read for."""
+    filled = await tasks_of(big_table, "user-77")
+    query = "select relname, seq_scan, idx_scan, idx_tup_fetch from pg_stat_xact_user_tables where schemaname = 'tasks'"
+    transaction = big_table.transaction()
+    await transaction.start()
+    try:
+        await big_table.execute(f"set local plan_cache_mode = {mode}")
+        before = {row["relname"]: row for row in await big_table.fetch(query)}
+        await big_table.fetch(CALLS[name], "user-77", LOCK_TIMEOUT, *filled.fill(arguments))
+        after = {row["relname"]: row for row in await big_table.fetch(query)}
+    finally:
+        await transaction.rollback()
+    assert after["account"]["idx_scan"] > before["account"]["idx_scan"]
+    for table, row in after.items():
+        assert row["seq_scan"] == before[table]["seq_scan"], table
+        assert row["idx_tup_fetch"] - before[table]["idx_tup_fetch"] <= 200, table  # twice what the user has, or less
+
+
+async def tasks_of(connection: asyncpg.Connection, user: str) -> Filled:
+    """Returns a live task of the user, and one in the trash."""
+    query = "select id, version from tasks.task where user_id = $1 and (deleted_at is null) = $2 limit 1"
+    (live,), (trashed,) = [await connection.fetch(query, user, is_live) for is_live in (True, False)]
+    return Filled(live["id"], trashed["id"], live["version"])
 
 
 async def explained(connection: asyncpg.Connection, mode: str, name: str, *arguments: Any) -> dict[str, Any]:
@@ -214,7 +372,7 @@ async def explained(connection: asyncpg.Connection, mode: str, name: str, *argum
     try:
         # prepared, since the mode says nothing to a statement that is explained directly
         await connection.execute(f"set local plan_cache_mode = {mode}")
-        await connection.execute(f"prepare explained as {STATEMENTS[name].sql}")
+        await connection.execute(f"prepare explained as {STATEMENTS[name]}")
         (found,) = json.loads(
             await connection.fetchval(f"explain (analyze, format json) execute explained({literals})")
         )
@@ -234,8 +392,6 @@ def literal(argument: Any) -> str:
             return f"'{{{', '.join(map(str, argument))}}}'"  # of whatever type the statement wants
         case bool() | int():
             return str(argument)
-        case bytes():
-            return f"'\\x{argument.hex()}'"
     return f"'{argument}'"
 
 
@@ -250,7 +406,7 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@each_mode
 @pytest.mark.parametrize("search", SEARCHES)
 async def test_every_search_reads_this_user_s_rows_only(
     big_table: asyncpg.Connection, search: Search, mode: str
@@ -263,7 +419,7 @@ async def test_every_search_reads_this_user_s_rows_only(
             assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 100, node
 
 
-@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@each_mode
 @pytest.mark.parametrize("known", [["50"], ["*"], ["7", "50"]])
 @pytest.mark.parametrize("name", ["task_list", "task_search"])
 async def test_a_list_whose_version_is_known_reads_one_row_of_account_and_no_task(
@@ -303,58 +459,82 @@ async def test_the_statements_for_debugging_run(database_url: str, user: User) -
         path.name: psql(database_url, f"\\set user {user.id}\n\\i sql/debug/{path.name}\n")
         for path in sorted((SQL / "debug").glob("*.sql"))
     }
-    assert set(printed) == {"list_plan.sql", "running.sql", "sizes.sql", "user_tasks.sql"}
+    assert set(printed) == {
+        *("inner_statements.sql", "list_plan.sql", "running.sql", "sizes.sql", "user_tasks.sql", "write.sql"),
+    }
     assert task["id"] in printed["user_tasks.sql"]
     assert "task_newest_first" in printed["sizes.sql"]
     assert "actual time" in printed["list_plan.sql"]
+    assert "create extension pg_stat_statements" in printed["inner_statements.sql"]
+    words = r"^ *(?:\d+ \| )?(created|changed|unchanged|other_version|not_found|exists)\b"
+    expected = ["created", "changed", "other_version", "changed", "changed", "created"]
+    assert re.findall(words, printed["write.sql"], re.MULTILINE) == expected
+    assert [kept["id"] for kept in (await user.call("GET")).json()] == [task["id"]], "it is rolled back"
 
 
-async def test_what_runs_is_shown_by_the_name_of_its_file(database_url: str, user: User) -> None:
+def test_what_the_functions_run_is_shown_where_it_is_counted(postgres_15: str) -> None:
+    psql(postgres_15, "create extension if not exists pg_stat_statements;\n\\i sql/debug/write.sql\n")
+    printed = psql(postgres_15, "\\i sql/debug/inner_statements.sql\n")
+    assert re.search(r"^ +\d+ \| +[\d.]+ \| +[\d.]+ \| +\d+ \| insert into tasks\.account ", printed, re.MULTILINE)
+
+
+async def test_what_runs_is_shown_by_the_name_of_its_file_or_function(database_url: str, user: User) -> None:
     task = await user.create()
     holder: Any = await asyncpg.connect(database_url)
     async with holder.transaction():
         await holder.execute("select from tasks.account where user_id = $1 for update", user.id)
-        waiting = asyncio.create_task(user.call("PUT", f"/{task['id']}", json={"title": "y"}))
-        query = (
-            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '-- task_update.sql%'"
-        )
-        await eventually(lambda: watched(holder, query))
+        write = asyncio.create_task(user.call("PUT", f"/{task['id']}", json={"title": "y"}))
+        query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like $1"
+        await eventually(lambda: watched(holder, query, "%tasks.change_task(%"))
         printed = psql(database_url, "\\i sql/debug/running.sql\n")
-    assert (await waiting).status_code == 200
+    assert (await write).status_code == 200
+    assert re.search(r" tasks\.change_task +\| active .* Lock: ", printed)
+
+    async with holder.transaction():
+        await holder.execute("lock table tasks.task in access exclusive mode")
+        read = asyncio.create_task(user.call("GET", f"/{task['id']}"))
+        await eventually(lambda: watched(holder, query, "-- task_find.sql%"))
+        printed = psql(database_url, "\\i sql/debug/running.sql\n")
+    assert (await read).status_code == 200
+    assert re.search(r" task_find\.sql +\| active .* Lock: ", printed)
     await holder.close()
-    assert re.search(r"task_update\.sql .* active .* Lock: ", printed)
 
 
-FINDS_NOTHING = (
-    "account_lock",
-    "answer_find",
-    "key_purge",
-    "task_delete",
-    "task_purge",
-    "task_restore",
-)  # or does not show the task
+# \bind cannot say null: an empty array does as well, and where it does not, there are other arguments
+MOMENTS = ("-infinity", "infinity") * 3
+PASTED: list[tuple[str, tuple[Any, ...]]] = [
+    ("change_feed", (0, 1000, "{}")),
+    ("change_history", ("{task}", "{version}0", 1000)),
+    ("task_find", ("{task}", "{}")),
+    ("task_list", ("{}",)),
+    (
+        "task_search",
+        (
+            *("{}", "{completed}", "{medium}", "true", "{milk}", *MOMENTS, "false"),
+            *("title", "true", 0, "zzz", UUID(int=0), 1, "{id,user_id}", "true"),
+        ),
+    ),
+    ("insert_task", (LOCK_TIMEOUT, "{new}", '{"title": "Title"}', "key", r"\\x" + bytes(32).hex())),
+    ("change_task", (LOCK_TIMEOUT, "update", "{task}", '{"title": "Changed"}', "{{version}}")),
+    ("undo_change", (LOCK_TIMEOUT, "{version}")),
+    ("run_batch", (LOCK_TIMEOUT, json.dumps(BATCH[:3]), "true", "false")),
+    ("purge_tasks", (LOCK_TIMEOUT, "{}", "infinity")),
+    ("purge_keys", (LOCK_TIMEOUT, "{}", "infinity")),
+    ("purge_changes", (LOCK_TIMEOUT, "-infinity", "-infinity", 1000)),
+]
 
 
-@pytest.mark.parametrize("name", OF_A_USER)
-async def test_a_statement_can_be_pasted_and_run_with_bind(database_url: str, user: User, name: str) -> None:
+def test_everything_is_pasted() -> None:
+    assert {name for name, _ in PASTED} == {*OF_A_USER, *CALLS}
+
+
+@pytest.mark.parametrize(("name", "arguments"), PASTED, ids=[name for name, _ in PASTED])
+async def test_a_statement_can_be_pasted_and_run_with_bind(
+    database_url: str, user: User, name: str, arguments: tuple[Any, ...]
+) -> None:
     task = await user.create(status="completed")
-    # \bind cannot say null: an empty array does as well, and where it does not, there are other arguments
-    arguments = ["{}" if value is None else value for value in arguments_of(name, task["id"], task["id"])]
-    arguments = [f"{{{value[0]}}}" if isinstance(value, list) else value for value in arguments]
-    if name in ("task_insert", "task_insert_once"):
-        arguments[2] = ""
-        arguments = [f"\\\\x{value.hex()}" if isinstance(value, bytes) else value for value in arguments]
-    elif name == "task_update":
-        arguments = [task["id"], "Changed", "false", "", "pending", "low", "false", f"{{{task['version']}}}", "1s"]
-    elif name == "task_toggle":
-        arguments[1] = f"{{{task['version']}}}"
-    elif name == "task_operate":
-        arguments = ["complete", task["id"], task["version"], "Changed", "false", "", "pending", "low", "false"]
-    elif name == "task_search":
-        moments = ["-infinity", "infinity"] * 3
-        arguments = ["{}", "{completed}", "{medium}", "true", "{milk}", *moments, "false", "title", "true"]
-        arguments += [0, "zzz", UUID(int=0), 1, "{id,user_id}", "true"]
-    quoted = " ".join(f"'{argument}'" for argument in [user.id, *arguments])
-    printed = psql(database_url, f"{STATEMENTS[name].sql}\n\\bind {quoted} \\g\n")
+    filled = Filled(UUID(task["id"]), UUID(task["id"]), task["version"])
+    quoted = " ".join(f"'{value}'" for value in [user.id, *filled.fill(arguments)])
+    printed = psql(database_url, f"{STATEMENTS.get(name) or CALLS[name]}\n\\bind {quoted} \\g\n")
     assert "(1 row)" in printed
-    assert user.id in printed or name in FINDS_NOTHING
+    assert user.id in printed or name.startswith("purge") or task["id"] in printed

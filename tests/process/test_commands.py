@@ -20,6 +20,8 @@ import psutil
 import psycopg
 import pytest
 
+from service.db.address import parse_address
+from service.db.migrations import migrate
 from tests.conftest import ROOT, SECRET, Served, empty_database, service_environment, serving, wait_until
 from tests.docs.pages import blocks
 from tests.processes import (
@@ -280,6 +282,40 @@ def test_psql_gets_its_arguments_and_gives_its_exit_status(
     assert (ended.returncode, ended.stdout) == (status, printed), ended.stderr
 
 
+@pytest.mark.parametrize("options", ["", "&options=-c%20work_mem=5MB%20-c%20search_path%3Dpublic"])
+def test_psql_finds_the_tables_without_their_schema(folder: Path, database_url: str, options: str) -> None:
+    commands = ("-c", r"\dt", "-c", "select count(*) >= 0 from task", "-c", "show work_mem")
+    ended = run_service(folder, "psql", "-At", *commands, **external(database_url + options))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "tasks|task|table|postgres\n" in ended.stdout
+    assert ended.stdout.endswith("t\n5MB\n" if options else "t\n4MB\n")
+
+
+@pytest.mark.parametrize(
+    "what", ["raise 'unsupported startup parameter: options'", "perform set_config('search_path', 'public', false)"]
+)
+def test_psql_opens_where_the_search_path_is_not_kept_and_says_so(folder: Path, database_url: str, what: str) -> None:
+    """PostgreSQL does here what a pooler does that refuses the startup parameter, or ignores it."""
+    with empty_database(database_url) as url:
+        migrate(parse_address(url))
+        with psycopg.connect(url) as admin:
+            admin.execute(
+                "create function pooler() returns event_trigger language plpgsql as $$ begin"
+                f" if current_setting('search_path') like '%tasks%' then {what}; end if; end $$".encode()
+            )
+            admin.execute("create event trigger pooler on login execute function pooler()")
+        ended = run_service(folder, "psql", "-At", "-c", "select count(*) from tasks.task", **external(url))
+        assert (ended.returncode, ended.stdout) == (0, "0\n")
+        assert ended.stderr == "The pooler in between keeps no search path: names need their schema, as in tasks.task\n"
+
+
+def test_psql_itself_says_that_nobody_listens(folder: Path) -> None:
+    ended = run_service(folder, "psql", "-c", "select 1", **external(NOBODY_LISTENS))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("psql: error: connection to server")
+    assert "Connection refused" in ended.stderr
+
+
 def test_ctrl_c_in_psql_ends_the_query_and_is_no_end_of_psql(folder: Path, database_url: str) -> None:
     command = [sys.executable, "-m", "service", "psql", "-c", "select pg_sleep(20)"]
     psql = subprocess.Popen(
@@ -311,9 +347,12 @@ def test_migrate_works_after_one_that_was_killed(folder: Path, database_url: str
     with empty_database(database_url) as url:
         applied = run_service(folder, "migrate", **external(url)).stdout
         with psycopg.connect(url) as somebody:
-            somebody.execute("drop schema tasks cascade")
-            somebody.execute("delete from _yoyo_migration")
-            somebody.execute("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
+            somebody.execute("alter schema tasks rename to killed")
+            somebody.execute("create schema tasks")
+            for table in ("_yoyo_migration", "_yoyo_log", "_yoyo_version", "yoyo_lock"):
+                somebody.execute(f"alter table killed.{table} set schema tasks".encode())
+            somebody.execute("delete from tasks._yoyo_migration")
+            somebody.execute("insert into tasks.yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
         ended = run_service(folder, "migrate", **external(url))
         assert (ended.returncode, ended.stdout) == (0, applied), ended.stderr
 

@@ -1,0 +1,603 @@
+"""The functions that write: against a model of a user's tasks, two at once, and looked through by plpgsql_check."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.models import Task
+from service.queries import changes, purge
+from service.queries import tasks as queries
+from tests.conftest import eventually, watched
+
+Json = dict[str, Any]
+Answer = tuple[Any, ...]
+
+CREATE, CHANGE, BATCH = queries.INSERT_TASK.sql, queries.CHANGE_TASK.sql, queries.RUN_BATCH.sql
+ERASE_TASKS, ERASE_KEYS, ERASE_CHANGES = purge.PURGE_TASKS.sql, purge.PURGE_KEYS.sql, purge.PURGE_CHANGES.sql
+UNDO = changes.UNDO_CHANGE.sql
+
+FIELDS = tuple(Task.model_fields)
+LOGGED = ("title", "description", "status", "priority", "completed_at", "deleted_at")
+IDS = tuple(str(UUID(int=number)) for number in range(1, 4))
+HASHES = bytes(32), b"\1" * 32
+EVER, NEVER = datetime(2101, 1, 1, tzinfo=UTC), datetime(2001, 1, 1, tzinfo=UTC)  # all is before, or nothing
+
+
+@pytest.fixture(scope="module")
+async def connection(database_url: str) -> AsyncIterator[Any]:
+    opened = await connect(database_url)
+    yield opened
+    await opened.close()
+
+
+async def connect(url: str) -> Any:
+    """Returns a connection like the service's, whose JSON stays text."""
+    return await asyncpg.connect(url, server_settings={"timezone": "UTC"})
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Change:
+    """What a change did to a task: the request's operation, and the task before and after it."""
+
+    operation: str
+    before: Json | None = None
+    after: Json | None = None
+
+    def logged(self) -> tuple[str, Json | None, Json | None]:
+        """Returns it as the history has it: with the fields that differ."""
+        before, after = self.before, self.after
+        if after is None:
+            return self.operation, None, None
+        if before is None:
+            return self.operation, None, {name: after[name] for name in LOGGED if after[name] is not None}
+        differing = [name for name in LOGGED if before[name] != after[name]]
+        return self.operation, {name: before[name] for name in differing}, {name: after[name] for name in differing}
+
+
+@dataclass
+class Model:
+    """A user's rows, as the calls should leave them.
+
+    What nobody can foretell comes from the answers: when a change was made, and a user's first number. Each method gets
+    the task that was answered, if any, and returns what should have been.
+    """
+
+    counter: int | None = None
+    floors: tuple[int, int] = 0, 0  # below which history is gone, and what tells of erased tasks
+    tasks: dict[str, Json] = field(default_factory=dict)
+    keys: dict[str, tuple[bytes, Json]] = field(default_factory=dict)
+    changes: dict[tuple[int, str], Change] = field(default_factory=dict)  # by number and task
+
+    def create(self, seen: Json | None, task_id: str, fields: Json, key: str | None, request: bytes) -> Answer:
+        """Creates a task, once for each key."""
+        if key in self.keys:
+            known, answer = self.keys[key]
+            return ("replayed", answer["version"], answer) if known == request else ("key_used", None, None)
+        if task_id in self.tasks:
+            return "exists", None, None
+        assert seen is not None
+        now = seen["created_at"]
+        assert abs(moment(now) - datetime.now(UTC)) < timedelta(minutes=1)
+        task = dict.fromkeys(FIELDS) | {"id": task_id, "user_id": seen["user_id"], "priority": "medium"} | fields
+        if "status" not in fields:
+            task["status"] = "completed" if fields.get("is_completed") else "pending"
+        self._keep("create", None, task, now, self.next_number(seen))
+        if key is not None:
+            self.keys[key] = request, self.tasks[task_id]
+        return "created", task["version"], task
+
+    def change(
+        self, seen: Json | None, what: str, task_id: str, patch: Json | None, if_match: list[str] | None
+    ) -> Answer:
+        """Changes a task."""
+        before = self.tasks.get(task_id)
+        if before is None or (before["deleted_at"] is None) == (what == "restore"):
+            return "not_found", None, None
+        if if_match is not None and str(before["version"]) not in if_match:
+            return "other_version", before["version"], None
+        assert seen is not None
+        now = seen["updated_at"]
+        task = deepcopy(before)
+        match what, patch:
+            case "complete", None:
+                task["status"] = "pending" if before["status"] == "completed" else "completed"
+            case "delete", None:
+                task["deleted_at"] = now
+            case "restore", None:
+                task["deleted_at"] = None
+            case _, dict():
+                task |= patch
+                if "status" not in patch and patch.get("is_completed") is True:
+                    task["status"] = "completed"
+                if "status" not in patch and patch.get("is_completed") is False and before["status"] == "completed":
+                    task["status"] = "pending"
+                task["is_completed"] = task["status"] == "completed"
+        if task == before:
+            return "unchanged", before["version"], before
+        assert moment(now) > moment(before["updated_at"])
+        self._keep(what, before, task, now, self.next_number(seen))
+        return "changed", task["version"], task
+
+    def batch(self, seen: list[Json | None], operations: list[Json], *, atomic: bool, dry_run: bool) -> Answer:
+        """Does all of it with one number, or nothing."""
+        batch = _Batch(self.counter, tasks=deepcopy(self.tasks), changes=deepcopy(self.changes))
+        done = []
+        for operation, task in zip(operations, seen, strict=True):
+            fields, if_version = operation["task"], operation["if_version"]
+            if operation["op"] == "create":
+                done.append(batch.create(task, operation["id"], fields, None, b""))
+            else:
+                if_match = None if if_version is None else [str(if_version)]
+                done.append(batch.change(task, operation["op"], operation["id"], fields, if_match))
+        outcomes = [outcome for outcome, _, _ in done]
+        is_wrong = atomic and bool({"not_found", "other_version", "exists"} & {*outcomes})
+        is_kept = not dry_run and not is_wrong and bool({"created", "changed"} & {*outcomes})
+        if is_kept:
+            self.counter, self.tasks, self.changes = batch.number, batch.tasks, batch.changes
+        return batch.number if is_kept else None, outcomes, [task for _, _, task in done]
+
+    def purge_tasks(self, ids: list[str], before: datetime) -> int:
+        """Erases what is in the trash."""
+        erased = {task for task in ids if task in self.tasks and self.tasks[task]["deleted_at"] and before == EVER}
+        if erased and self.counter is not None:
+            self.counter += 1
+            gone = {place: Change("erased") if place[1] in erased else kept for place, kept in self.changes.items()}
+            self.changes = gone | {(self.counter, task): Change("erase") for task in erased}
+        self.tasks = {task_id: task for task_id, task in self.tasks.items() if task_id not in erased}
+        return len(erased)
+
+    def purge_keys(self, keys: list[str], before: datetime) -> int:
+        """Erases keys."""
+        erased = {key for key in keys if key in self.keys and before == EVER}
+        self.keys = {key: answer for key, answer in self.keys.items() if key not in erased}
+        return len(erased)
+
+    def purge_changes(self, before: datetime, erased_before: datetime) -> int:
+        """Erases history."""
+        old = {
+            place: change.operation == "erase"
+            for place, change in self.changes.items()
+            if (erased_before if change.operation == "erase" else before) == EVER
+        }
+        self.changes = {place: change for place, change in self.changes.items() if place not in old}
+        history, erased = self.floors
+        self.floors = (
+            max([history, *(number for (number, _), tells in old.items() if not tells)]),
+            max([erased, *(number for (number, _), tells in old.items() if tells)]),
+        )
+        return len(old)
+
+    def next_number(self, seen: Json) -> int:
+        """Returns the number of one more change."""
+        if self.counter is None:
+            assert abs(seen["version"] - time.time() * 1000) < 60_000
+            self.counter = seen["version"]
+        else:
+            self.counter += 1
+        return self.counter
+
+    def _keep(self, operation: str, before: Json | None, task: Json, now: str, number: int) -> None:
+        task["is_completed"] = task["status"] == "completed"
+        task["completed_at"] = (task["completed_at"] or now) if task["is_completed"] else None
+        task["created_at"] = task["created_at"] or now
+        task |= {"updated_at": now, "version": number}
+        self.tasks[task["id"]] = task
+        self.changes.setdefault((number, task["id"]), Change(operation, before)).after = task
+
+
+class _Batch(Model):
+    """The model while a batch is under way."""
+
+    number: int | None = None
+
+    def next_number(self, seen: Json) -> int:
+        if self.number is None:
+            self.number = super().next_number(seen)
+        return self.number
+
+    def _keep(self, operation: str, before: Json | None, task: Json, now: str, number: int) -> None:
+        super()._keep("batch", before, task, now, number)
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+# The calls ------------------------------------------------------------------------------------------------------------
+
+TITLE = st.sampled_from(["a", "b", "\\", "Ünï 🎉 'quoted' \"twice\"", "x" * 100])
+OTHERS = {
+    "description": st.sampled_from([None, "", "d", " e\n"]),
+    "status": st.sampled_from(["pending", "in_progress", "completed"]),
+    "priority": st.sampled_from(["low", "medium", "high"]),
+    "is_completed": st.booleans(),
+}
+
+
+def agreeing(task: Json) -> Json:
+    """Returns the fields as the service lets them through: its two words for the same thing do not contradict."""
+    both = {"status", "is_completed"} <= task.keys()
+    return task | {"is_completed": task["status"] == "completed"} if both else task
+
+
+ID = st.sampled_from(IDS)
+FIELDS_SENT = st.fixed_dictionaries({"title": TITLE}, optional=OTHERS).map(agreeing)
+PATCH = st.fixed_dictionaries({}, optional={"title": TITLE} | OTHERS).map(agreeing)
+WHAT = st.sampled_from(["update", "update", "update", "complete", "complete", "delete", "restore"])
+# What the task has, what it gets by the user's next change, or neither
+VERSION = st.sampled_from(["own", "next", "other"])
+KEY = st.sampled_from(["key", "another-key"])
+BEFORE = st.sampled_from([EVER, NEVER])
+OPERATION = st.tuples(st.just("create") | WHAT, ID, FIELDS_SENT, PATCH, st.none() | VERSION)
+CALLS = st.lists(
+    st.one_of(
+        st.tuples(st.just("create"), ID, FIELDS_SENT, st.none() | KEY, st.sampled_from(HASHES)),
+        st.tuples(st.just("change"), WHAT, ID, PATCH, st.none() | st.lists(VERSION, max_size=3)),
+        st.tuples(st.just("batch"), st.lists(OPERATION, max_size=6), st.booleans(), st.booleans()),
+        st.tuples(st.just("purge_tasks"), st.lists(ID), BEFORE),
+        st.tuples(st.just("purge_keys"), st.lists(KEY), BEFORE),
+        st.tuples(st.just("purge_changes"), BEFORE, BEFORE),
+    ),
+    max_size=12,
+)
+
+
+def patch_of(what: str, fields: Json) -> Json | None:
+    """Returns what a change takes of these fields: an update all, a completion at most the one that it is about."""
+    if what == "complete" and "is_completed" in fields:
+        return {"is_completed": fields["is_completed"]}
+    return fields if what == "update" else None
+
+
+async def compare(connection: Any, calls: list[Any]) -> None:
+    """Makes the calls for a new user; each answers what the model says, and leaves the rows that it has."""
+    user, model = f"user-{uuid4()}", Model()
+
+    def version(which: str, task: str) -> str:
+        own = model.tasks[task]["version"] if task in model.tasks else 1
+        return str({"own": own, "next": (model.counter or 0) + 1, "other": 1}[which])
+
+    for kind, *arguments in calls:
+        match kind, arguments:
+            case "create", [task, new, key, request]:
+                sent = user, "1s", task, json.dumps(new), key, key and request
+                outcome, number, answer = await connection.fetchrow(CREATE, *sent)
+                expected = model.create(loaded(answer), task, new, key, request)
+                assert (outcome, number, loaded(answer)) == expected
+            case "change", [what, task, fields, if_match]:
+                patch = patch_of(what, fields)
+                versions = if_match and [version(which, task) for which in if_match]
+                sent = user, "1s", what, task, None if patch is None else json.dumps(patch), versions
+                outcome, number, answer = await connection.fetchrow(CHANGE, *sent)
+                expected = model.change(loaded(answer), what, task, patch, versions)
+                assert (outcome, number, loaded(answer)) == expected
+            case "batch", [operations, atomic, dry_run]:
+                batch = [
+                    {
+                        "op": what,
+                        "id": task,
+                        "if_version": int(version(which, task)) if which and what != "create" else None,
+                        "task": new if what == "create" else patch_of(what, fields),
+                    }
+                    for what, task, new, fields, which in operations
+                ]
+                number, outcomes, answers = await connection.fetchrow(
+                    BATCH, user, "1s", json.dumps(batch), atomic, dry_run
+                )
+                seen = [loaded(answer) for answer in answers]
+                assert (number, outcomes, seen) == model.batch(seen, batch, atomic=atomic, dry_run=dry_run)
+            case "purge_tasks", [ids, before]:
+                assert await connection.fetchval(ERASE_TASKS, user, "1s", ids, before) == model.purge_tasks(ids, before)
+            case "purge_keys", [keys, before]:
+                assert await connection.fetchval(ERASE_KEYS, user, "1s", keys, before) == model.purge_keys(keys, before)
+            case "purge_changes", [before, erased_before]:
+                erased = await connection.fetchval(ERASE_CHANGES, user, "1s", before, erased_before, 1000)
+                assert erased == model.purge_changes(before, erased_before)
+        found = await stored(connection, user)
+        logged = {place: change.logged() for place, change in model.changes.items()}
+        assert await history(connection, user) == logged
+        assert found == replace(model, changes={})
+
+
+def loaded(answer: str | None) -> Json | None:
+    """Returns the task of an answer, which has the fields in their order."""
+    if answer is None:
+        return None
+    task: Json = json.loads(answer)
+    assert tuple(task) == FIELDS
+    return task
+
+
+async def history(connection: Any, user: str) -> dict[tuple[int, str], tuple[str, Json | None, Json | None]]:
+    """Returns the rows of history, as Change.logged() has them."""
+    rows = await connection.fetch(
+        "select version, task_id::text, operation, before, after from tasks.change where user_id = $1", user
+    )
+    return {
+        (number, task): (operation, before and json.loads(before), after and json.loads(after))
+        for number, task, operation, before, after in rows
+    }
+
+
+async def stored(connection: Any, user: str) -> Model:
+    """Returns what is in the tables, but for the history."""
+    tasks = await connection.fetch("select row_to_json(t) from tasks.task t where user_id = $1", user)
+    keys = await connection.fetch("select key, request_hash, answer from tasks.idempotency where user_id = $1", user)
+    query = "select version, history_floor, erased_floor from tasks.account where user_id = $1"
+    counter, *floors = await connection.fetchrow(query, user) or (None, 0, 0)
+    return Model(
+        counter,
+        (floors[0], floors[1]),
+        {task["id"]: task for (text,) in tasks for task in [json.loads(text)]},
+        {key: (request, json.loads(answer)) for key, request, answer in keys},
+    )
+
+
+@settings(max_examples=400, derandomize=True, database=None, deadline=None)
+@given(calls=CALLS)
+async def test_any_calls_answer_and_leave_what_the_model_says(connection: Any, calls: list[Any]) -> None:
+    await compare(connection, calls)
+
+
+@pytest.fixture(scope="module")
+async def connection_15(postgres_15: str) -> AsyncIterator[Any]:
+    opened = await connect(postgres_15)
+    yield opened
+    await opened.close()
+
+
+@settings(max_examples=100, derandomize=True, database=None, deadline=None)
+@given(calls=CALLS)
+async def test_so_they_do_on_the_oldest_postgresql(connection_15: Any, calls: list[Any]) -> None:
+    await compare(connection_15, calls)
+
+
+# Two at once ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def sessions(database_url: str) -> AsyncIterator[tuple[Any, Any]]:
+    opened = await connect(database_url), await connect(database_url)
+    yield opened
+    for session in opened:
+        await session.close()
+
+
+@pytest.fixture
+def user() -> str:
+    return f"user-{uuid4()}"
+
+
+def create(user: str, task_id: str = IDS[0], key: str | None = None, lock_timeout: str = "5s") -> Answer:
+    return CREATE, user, lock_timeout, task_id, '{"title": "x"}', key, key and HASHES[0]
+
+
+def change(
+    user: str, what: str, patch: str | None = None, if_match: list[str] | None = None, lock_timeout: str = "5s"
+) -> Answer:
+    return CHANGE, user, lock_timeout, what, IDS[0], patch, if_match
+
+
+def batch(user: str, what: str, lock_timeout: str = "5s") -> Answer:
+    operations = [{"op": what, "id": IDS[0], "task": {"title": "y"}}]
+    return BATCH, user, lock_timeout, json.dumps(operations), True, False
+
+
+async def meet(sessions: tuple[Any, Any], call: Answer, other: Answer, end: str = "commit") -> Answer:
+    """Makes one call in a transaction; returns what the other one answers, which has to wait until that ends."""
+    first, second = sessions
+    await first.execute("begin")
+    await first.fetchrow(*call)
+    waiting = asyncio.create_task(second.fetchrow(*other))
+    blocked = "select cardinality(pg_blocking_pids($1)) > 0"
+    await eventually(lambda: watched(first, blocked, second.get_server_pid()))
+    await first.execute(end)
+    return tuple(await waiting)
+
+
+async def test_an_update_that_waited_keeps_what_was_written_meanwhile(sessions: tuple[Any, Any], user: str) -> None:
+    _, version, _ = await sessions[0].fetchrow(*create(user))
+    update = change(user, "update", '{"description": "d"}')
+    outcome, number, task = await meet(sessions, change(user, "update", '{"title": "y"}'), update)
+    assert (outcome, number) == ("changed", version + 2)
+    assert {"title": "y", "description": "d", "version": version + 2}.items() <= json.loads(task).items()
+
+
+async def test_if_match_is_compared_with_the_version_that_was_committed_meanwhile(
+    sessions: tuple[Any, Any], user: str
+) -> None:
+    _, version, _ = await sessions[0].fetchrow(*create(user))
+    update, if_match = change(user, "complete"), change(user, "complete", None, [str(version)])
+    assert await meet(sessions, update, if_match) == ("other_version", version + 1, None)
+    if_match = change(user, "complete", None, [str(version + 1)])
+    assert (await meet(sessions, update, if_match, "rollback"))[:2] == ("changed", version + 2)
+
+
+@pytest.mark.parametrize("has_account", [True, False])
+async def test_of_two_creates_with_the_same_key_one_is_replayed(
+    sessions: tuple[Any, Any], user: str, has_account: bool
+) -> None:
+    if has_account:
+        await sessions[0].fetchrow(*create(user))
+    first, second = create(user, IDS[1], "key"), create(user, IDS[2], "key")
+    outcome, version, task = await meet(sessions, first, second)
+    assert (outcome, json.loads(task)["id"], json.loads(task)["version"]) == ("replayed", IDS[1], version)
+    found = await stored(sessions[0], user)
+    assert (found.counter, {*found.tasks}) == (version, {IDS[0], IDS[1]} if has_account else {IDS[1]})
+
+    first, second = create(user, IDS[2], "other"), create(user, IDS[2], "other")
+    assert (await meet(sessions, first, second, "rollback"))[:2] == ("created", version + 1)
+
+
+@pytest.mark.parametrize("has_account", [True, False])
+async def test_of_two_creates_with_the_same_id_one_finds_it_taken(
+    sessions: tuple[Any, Any], user: str, has_account: bool
+) -> None:
+    if has_account:
+        await sessions[0].fetchrow(*create(user))
+    both = create(user, IDS[1]), create(user, IDS[1])
+    assert await meet(sessions, *both) == ("exists", None, None)
+    found = await stored(sessions[0], user)
+    assert found.counter == found.tasks[IDS[1]]["version"], "the one that failed has no number"
+
+
+async def test_the_first_two_writes_of_a_user_have_two_numbers(sessions: tuple[Any, Any], user: str) -> None:
+    _, version, _ = await meet(sessions, create(user, IDS[0]), create(user, IDS[1]))
+    found = await stored(sessions[0], user)
+    assert [found.tasks[task]["version"] for task in IDS[:2]] == [version - 1, version]
+
+
+async def test_a_batch_that_waited_sees_what_was_committed_meanwhile(sessions: tuple[Any, Any], user: str) -> None:
+    _, version, _ = await sessions[0].fetchrow(*create(user))
+    assert await meet(sessions, change(user, "delete"), batch(user, "update")) == (None, ["not_found"], [None])
+    assert (await meet(sessions, change(user, "restore"), batch(user, "update")))[:2] == (version + 3, ["changed"])
+    assert await meet(sessions, batch(user, "delete"), change(user, "complete")) == ("not_found", None, None)
+
+
+async def test_a_restore_or_a_purge_that_waited_finds_the_task_restored(sessions: tuple[Any, Any], user: str) -> None:
+    await sessions[0].fetchrow(*create(user))
+    for other, answer in (
+        (change(user, "restore"), ("not_found", None, None)),
+        ((ERASE_TASKS, user, "5s", [IDS[0]], EVER), (0,)),
+    ):
+        await sessions[0].fetchrow(*change(user, "delete"))
+        assert await meet(sessions, change(user, "restore"), other) == answer
+        assert (await stored(sessions[0], user)).tasks[IDS[0]]["deleted_at"] is None
+
+
+WAITING = "20ms"
+
+
+def writes(user: str) -> list[Answer]:
+    return [
+        create(user, IDS[1], lock_timeout=WAITING),
+        create(user, IDS[1], "another-key", lock_timeout=WAITING),
+        *(change(user, what, "{}", lock_timeout=WAITING) for what in ("update", "complete", "delete", "restore")),
+        batch(user, "update", WAITING),
+        batch(user, "create", WAITING),
+        (ERASE_TASKS, user, WAITING, [IDS[0]], EVER),
+        (ERASE_KEYS, user, WAITING, ["key"], EVER),
+        (ERASE_CHANGES, user, WAITING, EVER, EVER, 1000),
+        (UNDO, user, WAITING, 1),
+    ]
+
+
+async def test_whoever_waits_too_long_for_the_account_ends_and_has_done_nothing(
+    sessions: tuple[Any, Any], user: str
+) -> None:
+    first, second = sessions
+    await first.fetchrow(*create(user, key="key"))
+    before = await stored(first, user)
+    async with first.transaction():
+        await first.execute("select from tasks.account where user_id = $1 for update", user)
+        for call in writes(user):
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await second.fetchrow(*call)
+    assert await stored(first, user) == before
+    assert await second.fetchval("show lock_timeout") == "0", "it held for the transaction"
+
+
+async def test_whoever_waits_too_long_for_the_task_ends_and_has_done_nothing(
+    sessions: tuple[Any, Any], user: str
+) -> None:
+    first, second = sessions
+    await first.fetchrow(*create(user))
+    before = await stored(first, user)
+    async with first.transaction():
+        await first.execute("select from tasks.task where user_id = $1 for update", user)  # as somebody in psql may
+        for call in (change(user, "complete", lock_timeout=WAITING), batch(user, "delete", WAITING)):
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await second.fetchrow(*call)
+    assert await stored(first, user) == before
+
+
+async def test_a_first_write_waits_no_longer_either(sessions: tuple[Any, Any], user: str) -> None:
+    first, second = sessions
+    async with first.transaction():
+        await first.fetchrow(*create(user))
+        for call in (create(user, IDS[1], lock_timeout=WAITING), batch(user, "create", WAITING)):
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await second.fetchrow(*call)
+    assert {*(await stored(first, user)).tasks} == {IDS[0]}
+
+
+# Made in psql ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_that_was_inserted_without_an_account_is_changed_like_any_other(
+    connection: Any, user: str
+) -> None:
+    insert = "insert into tasks.task (user_id, id, title, version) values ($1, $2, 'x', 1)"
+    await connection.execute(insert, user, IDS[0])
+    assert await connection.fetchrow(*change(user, "restore")) == ("not_found", None, None)
+    assert await connection.fetchrow(*change(user, "complete", None, ["2"])) == ("other_version", 1, None)
+    assert (await connection.fetchrow(*change(user, "update", "{}")))[:2] == ("unchanged", 1)
+    assert (await stored(connection, user)).counter is None, "nothing has changed"
+    assert (await connection.fetchrow(*create(user)))["outcome"] == "exists"
+    for what in ("update", "complete", "delete", "restore"):
+        patch = '{"title": "y"}' if what == "update" else None
+        outcome, version, _ = await connection.fetchrow(*change(user, what, patch))
+        assert (outcome, version) == ("changed", (await stored(connection, user)).counter)
+
+
+async def test_the_purge_of_such_a_task_makes_the_account(connection: Any, user: str) -> None:
+    insert = "insert into tasks.task (user_id, id, title, version, deleted_at) values ($1, $2, 'x', 1, now())"
+    await connection.execute(insert, user, IDS[0])
+    assert await connection.fetchval(ERASE_TASKS, user, "1s", [IDS[0]], EVER) == 1
+    assert (await stored(connection, user)).counter is not None, "so that lists change"
+
+
+async def test_an_operation_that_is_none_of_the_five_is_an_error(connection: Any, user: str) -> None:
+    await connection.fetchrow(*create(user))
+    before = await stored(connection, user)
+    for call in (change(user, "toggle"), batch(user, "toggle")):
+        with pytest.raises(asyncpg.CaseNotFoundError):
+            await connection.fetchrow(*call)
+    assert await stored(connection, user) == before
+
+
+# plpgsql_check --------------------------------------------------------------------------------------------------------
+
+FOUND = """
+    select f.oid::regprocedure::text, c.lineno, c.level, c.message
+    from pg_proc f, checker.plpgsql_check_function_tb(f.oid, fatal_errors => false, all_warnings => true) c
+    where f.pronamespace = 'tasks'::regnamespace and f.prolang = (select oid from pg_language where lanname = 'plpgsql')
+"""
+
+
+def test_plpgsql_check_finds_nothing(postgres_15: str) -> None:
+    with psycopg.connect(postgres_15) as connection:
+        connection.execute("create schema checker")
+        connection.execute("create extension plpgsql_check schema checker")
+        connection.execute("set search_path = ''")  # a name without its schema is an error
+        assert connection.execute(FOUND).fetchall() == []
+        connection.execute("""
+            create function tasks.wrong(p_user text) returns bigint language plpgsql as $$
+            declare
+                number int;
+            begin
+                if p_user is null then
+                    perform from account a where a.user_id = p_user;
+                end if;
+                return 1;
+            end
+            $$
+        """)
+        found = {(level, message) for _, _, level, message in connection.execute(FOUND)}
+        assert found >= {("error", 'relation "account" does not exist'), ("warning", 'unused variable "number"')}
+        connection.rollback()
