@@ -24,7 +24,10 @@ SHELLS = {
 PSQL = [".venv/bin/python", "-m", "service", "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"]
 
 RUN_HERE = {"sh", "sql", "dotenv"}
-RUN_ELSEWHERE = {"js": ["docs/frontends.md"], "ts": ["docs/frontends.md"]}  # test_frontends.py
+RUN_ELSEWHERE = {  # in test_frontends.py, and in tests/api/test_sync_client.py
+    "js": ["docs/frontends.md", "docs/changes.md"],
+    "ts": ["docs/frontends.md"],
+}
 EXCERPTS = {"python"}  # of the code
 CANNOT_RUN = {"text", "nginx"}  # what is printed, and drawings; another program's configuration
 NOT_RUN = {  # blocks for the shell by their first line, and why
