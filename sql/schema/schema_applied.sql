@@ -11,7 +11,7 @@ select
             and not has_table_privilege(oid, wanted)
         union all
         -- by name: one with another signature may be for another version of the service
-        select format('execute on function tasks.%s', proname)
+        select 'execute on function tasks.' || proname
         from pg_proc
         where pronamespace = 'tasks'::regnamespace
         group by proname
