@@ -1,6 +1,8 @@
 -- save_task: writes the changed task p_wanted, and the row of its history; its version and updated_at are set already.
 -- A second change to the task with the same number goes into the row of the first.
 -- p_before: the row as it is
+-- p_wanted: the row as it is to be
+-- p_operation: what the history calls the change
 create or replace function tasks.save_task(p_before tasks.task, p_wanted tasks.task, p_operation text) returns void
 language plpgsql as $$
 declare
