@@ -426,12 +426,12 @@ class Device:
     ended: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.context.on("request", lambda request: request.url.endswith("/events") and self._note(request))
+        self.context.on("request", self._note)
         self.context.on("requestfinished", lambda request: self.ended.append(request))
         self.context.on("requestfailed", lambda request: self.ended.append(request))
 
     def _note(self, request: Request) -> None:
-        if request.method == "GET":  # and not the preflight
+        if request.url.endswith("/events") and request.method == "GET":  # and not the preflight
             self.opened.append(request)
 
     @property
