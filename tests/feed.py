@@ -86,17 +86,23 @@ class Stream:
         self, port: int, user: str, headers: Mapping[str, str], query: str = "", receive_buffer: int | None = None
     ) -> None:
         self.wire = Wire(port, receive_buffer=receive_buffer)
-        lines = [f"{name}: {value}\r\n" for name, value in ({"Host": "service.test"} | dict(headers)).items()]
-        self.wire.send(f"GET /api/{user}/events{query} HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
-        line = self.wire.received.readline()
-        assert line.startswith(b"HTTP/1.1 "), line
-        self.status = int(line.split()[1])
-        self.headers: Message = http.client.parse_headers(self.wire.received)
+        try:
+            self.status, self.headers = self._ask(user, {"Host": "service.test"} | dict(headers), query)
+        except BaseException:
+            self.wire.close()
+            raise
         self.retries: list[int] = []
         self.comments = 0
         self.text = b""  # as it came, without the chunks' frames
         self._read = 0
         self.is_ended = False  # in order, by the last chunk
+
+    def _ask(self, user: str, headers: dict[str, str], query: str) -> tuple[int, Message]:
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        self.wire.send(f"GET /api/{user}/events{query} HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+        line = self.wire.received.readline()
+        assert line.startswith(b"HTTP/1.1 "), line
+        return int(line.split()[1]), http.client.parse_headers(self.wire.received)
 
     def event(self) -> Event | None:
         """Returns the next event, None when the stream has ended in order. Raises OSError or AssertionError."""

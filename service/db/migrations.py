@@ -170,7 +170,9 @@ def _prepare_schema(address: Address) -> None:
         try:
             connection.execute((SQL / "schema" / "prepare.sql").read_bytes())
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException) as error:
-            raise type(error)(error.diag.message_primary) from None  # where in the file is of no use to an operator
+            raise type(error)(
+                error.diag.message_primary or ""
+            ) from None  # where in the file is of no use to an operator
 
 
 def _apply(address: Address, applied: list[str]) -> None:
@@ -187,7 +189,8 @@ def _apply(address: Address, applied: list[str]) -> None:
 def _install_functions(address: Address) -> bool:
     """Creates or replaces the functions, in one transaction, unless the latest that were installed are these.
 
-    Those with another signature stay: an earlier version of the service, which still runs, may call them.
+    Those with another signature stay: an earlier version of the service, which still runs, may call them. Calls give
+    all arguments, so that none fits both.
     """
     with connect(address) as connection:
         connection.execute(LOCK_TIMEOUT)

@@ -6,7 +6,18 @@
 -- $4 bigint: how many entries at most, but for the rest of a change
 select coalesce(json_agg(entry order by version desc, task_id), '[]') as entries
 from (
-    select version, at, operation, task_id, before, after
+    select
+        version,
+        at,
+        operation,
+        task_id,
+        before,
+        -- of a task that was created, the row as it was answered
+        case when before is null then (
+            jsonb_strip_nulls(
+                after::jsonb - '{id,user_id,is_completed,created_at,updated_at,version}'::text[]
+            )
+        )::json else after end as after
     from tasks.change
     where user_id = $1
         and ($2::uuid is null or task_id = $2)

@@ -45,7 +45,7 @@ begin
             insert into tasks.change (user_id, version, task_id, at, operation, after)
             values (
                 p_user, version, p_id, now, case when p_number is null then 'create' else 'batch' end,
-                tasks.difference(wanted, null)
+                task -- change_history trims it
             );
         end if;
     end if;

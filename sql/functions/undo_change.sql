@@ -43,8 +43,8 @@ begin
     for done in select c.* from tasks.change c where c.user_id = p_user and c.version = p_version order by c.task_id loop
         select t.* into before from tasks.task t where t.user_id = p_user and t.id = done.task_id for no key update;
         moment := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
-        was := done.before;
-        became := done.after;
+        was := done.before::jsonb;
+        became := done.after::jsonb;
         if was is null then -- it was created: to the trash, whatever was changed since
             was := jsonb_build_object('deleted_at', moment);
             became := '{"deleted_at": null}';
@@ -64,7 +64,7 @@ begin
         if not wanted.is_completed then
             wanted.completed_at := null;
         elsif not before.is_completed or before.completed_at = (became ->> 'completed_at')::timestamptz then
-            wanted.completed_at := was ->> 'completed_at';
+            wanted.completed_at := (was ->> 'completed_at')::timestamptz;
         end if;
 
         if before.deleted_at is not null and not was ? 'deleted_at' and wanted is distinct from before then

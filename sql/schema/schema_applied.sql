@@ -4,14 +4,14 @@ select
     array(select migration_id::text from tasks._yoyo_migration) as migrations,
     array(select hash from tasks.installed_functions) as functions,
     array(
-        select format('%s on %s', wanted, oid::regclass)
+        select wanted || ' on ' || oid::regclass
         from pg_class, unnest(array['select', 'insert', 'update', 'delete']) wanted
         where relnamespace = 'tasks'::regnamespace
             and relname in ('account', 'change', 'idempotency', 'task')
             and not has_table_privilege(oid, wanted)
         union all
         -- by name: one with another signature may be for another version of the service
-        select format('execute on function tasks.%s', proname)
+        select 'execute on function tasks.' || proname
         from pg_proc
         where pronamespace = 'tasks'::regnamespace
         group by proname

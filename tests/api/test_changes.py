@@ -23,9 +23,7 @@ GONE = {"detail": "Start again from since=0"}
 TODAY = 1_700_000_000_000  # numbers of a counter begin beyond this
 
 
-async def ask(
-    user: User, *, headers: dict[str, str] | None = None, method: str = "GET", **query: Any
-) -> httpx.Response:
+async def ask(user: User, *, headers: Any = None, method: Any = "GET", **query: Any) -> httpx.Response:
     """Asks for the user's changes."""
     url = f"/api/{user.id}/changes"
     return await user.client.request(method, url, headers=user.headers | (headers or {}), params=query)

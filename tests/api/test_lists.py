@@ -109,8 +109,9 @@ def expected(tasks: list[Json], query: Json) -> list[Json]:
 # The same 200 tasks ---------------------------------------------------------------------------------------------------
 
 INSERT = """
-insert into tasks.task (id, user_id, title, description, status, priority, completed_at, created_at, updated_at, deleted_at,
-    version)
+insert into tasks.task (
+    id, user_id, title, description, status, priority, completed_at, created_at, updated_at, deleted_at, version
+)
 values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 

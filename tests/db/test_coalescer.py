@@ -529,6 +529,14 @@ async def test_one_user_with_very_many_calls_leaves_the_others_their_turn(db: Co
     assert answered + refused == 2000
 
 
+async def test_a_call_behind_very_many_cheap_ones_is_not_refused(db: Coalescer) -> None:
+    """Once its user had a call that cost a little, as the first of a burst seems to."""
+    await db.fetch(NAP, "once", 0.025)
+    cheap = [db.fetch(CHEAP_READ, f"cheap-{number}", 0.0) for number in range(500)]
+    again = [db.fetch(CHEAP_READ, "once", 0.0) for _ in range(3)]
+    assert await answers([*again, *cheap]) == (503, 0)
+
+
 async def test_what_cannot_be_in_time_is_refused_at_once_and_what_is_begun_is_finished(
     db: Coalescer, pool: WatchedPool
 ) -> None:

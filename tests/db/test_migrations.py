@@ -457,7 +457,9 @@ def newer(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "pyproject.toml", folder)
     change(folder / "sql" / "functions" / "next_version.sql", r"version \+ 1", "version + 10")
-    change(folder / "sql" / "functions" / "change_task.sql", r"(p_number \w+[^,]*,)", r"\1 p_reason text default null,")
+    function = folder / "sql" / "functions" / "change_task.sql"
+    change(function, r"(p_number bigint[^,]*,)", r"\1 p_reason text,")
+    function.write_text(function.read_text().replace(" default null", ""))  # with one, a call could mean both
     change(folder / "service" / "queries" / "tasks.py", r"(tasks.change_task\([^)]*)\)", r"\1, 'a reason')")
     return folder
 

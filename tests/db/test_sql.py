@@ -460,7 +460,15 @@ async def test_the_statements_for_debugging_run(database_url: str, user: User) -
         for path in sorted((SQL / "debug").glob("*.sql"))
     }
     assert set(printed) == {
-        *("inner_statements.sql", "list_plan.sql", "running.sql", "sizes.sql", "user_tasks.sql", "write.sql"),
+        *(
+            "inner_statements.sql",
+            "last_changes.sql",
+            "list_plan.sql",
+            "running.sql",
+            "sizes.sql",
+            "user_tasks.sql",
+            "write.sql",
+        ),
     }
     assert task["id"] in printed["user_tasks.sql"]
     assert "task_newest_first" in printed["sizes.sql"]

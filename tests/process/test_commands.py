@@ -214,7 +214,8 @@ def test_a_new_database_knows_all_letters_whatever_the_locale(folder: Path) -> N
 def test_help_lists_the_commands(folder: Path) -> None:
     ended = run_service(folder, "--help")
     assert ended.returncode == 0
-    assert re.findall(r"^    (\w+)  ", ended.stdout, re.MULTILINE) == ["serve", "migrate", "purge", "token", "psql"]
+    commands = re.findall(r"^    (\w+)  ", ended.stdout, re.MULTILINE)
+    assert commands == ["serve", "migrate", "purge", "undo", "token", "psql"]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,7 @@ def test_help_lists_the_commands(folder: Path) -> None:
         ("serve", ["HOST, 127.0.0.1", "PORT, 8000", "WEB_CONCURRENCY", "DATABASE_URL", "BETTER_AUTH_URL"]),
         ("migrate", ["DATABASE_URL", "before a new version serves", "safe to repeat"]),
         ("purge", ["30 days", "--days", "keys", "more than a day old", "daily"]),
+        ("undo", ["Takes back one change", "USER", "VERSION", "30 days"]),
         ("token", ["12 hours", "BETTER_AUTH_SECRET", "/api/USER/tasks", "Authorization: Bearer"]),
         ("psql", ["passed on", "psql -c", "-c, --command"]),
     ],
@@ -242,7 +244,7 @@ def test_version(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["serv"], ["'serv'", "'serve'", "'migrate'", "'purge'", "'token'", "'psql'"]),
+        (["serv"], ["'serv'", "'serve'", "'migrate'", "'purge'", "'undo'", "'token'", "'psql'"]),
         (["serve", "--port", "9000"], ["'--port' is unknown", "environment variables, as in PORT=8001 python -m"]),
         (["migrate", "now"], ["'now' is unknown"]),
         (["token"], ["required: USER", "token --help"]),

@@ -65,9 +65,13 @@ def service(database_url: str) -> Iterator[InProcess]:
     assert service.stop() < 5
 
 
+def new_client(service: InProcess, user: str | None = None) -> Client:
+    return Client(service, user)  # type: ignore[arg-type]  # it uses the address alone
+
+
 @pytest.fixture
 def client(service: InProcess) -> Client:
-    return Client(service)  # type: ignore[arg-type]  # of which it uses the address
+    return new_client(service)
 
 
 @pytest.fixture
@@ -152,7 +156,7 @@ def test_a_page_of_another_origin_may_read_it(open_: Open) -> None:
 def test_the_retry_is_between_two_and_eight_seconds_and_random(service: InProcess, open_: Open) -> None:
     retries = set()
     for _ in range(8):
-        stream = open_(of=Client(service))  # type: ignore[arg-type]
+        stream = open_(of=new_client(service))
         stream.page()
         assert len(stream.retries) == 1
         retries.update(stream.retries)
@@ -275,14 +279,14 @@ def test_every_kind_of_change_comes(open_: Open, client: Client) -> None:
 
 
 def test_another_user_s_changes_never_appear(service: InProcess, open_: Open, client: Client) -> None:
-    other = Client(service)  # type: ignore[arg-type]
+    other = new_client(service)
     mine, theirs = open_(), open_(of=other)
     assert (mine.page()["tasks"], theirs.page()["tasks"]) == ([], [])
     for _ in range(5):
         theirs_now, mine_now = create(other), create(client)
         assert mine.page()["tasks"] == [mine_now]
         assert theirs.page()["tasks"] == [theirs_now]
-    assert open_(of=Client(service, client.user), headers=other.headers, status=401).body()  # type: ignore[arg-type]
+    assert open_(of=new_client(service, client.user), headers=other.headers, status=401).body()
 
 
 # Whole changes --------------------------------------------------------------------------------------------------------
@@ -322,7 +326,7 @@ def test_more_than_a_page_in_one_change_is_one_event(open_: Open, client: Client
 def test_who_is_far_behind_catches_up_over_several_events(open_: Open, client: Client, database_url: str) -> None:
     numbers = [batch(client, 90) for _ in range(14)]
     stream, copy = open_("?since=0"), dict[str, str]()
-    told = []
+    told: list[dict[str, Any]] = []
     while not told or told[-1]["has_more"]:
         event = stream.event()
         assert event is not None
@@ -371,7 +375,7 @@ def test_the_eleventh_ends_the_oldest(service: InProcess, open_: Open, client: C
     streams = [open_() for _ in range(10)]
     for stream in streams:
         stream.page()
-    another = open_(of=Client(service))  # type: ignore[arg-type]
+    another = open_(of=new_client(service))
     another.page()
     assert service.streams(client.user) == 10
     for turn in range(3):
@@ -440,14 +444,14 @@ def test_the_kernel_gives_up_a_client_that_has_vanished(service: InProcess, open
     """A laptop that was closed says nothing: what is sent to it stays in the kernel, which would try for a quarter of
     an hour."""
     open_().page()
-    (connection,) = [each for each in service.server.server_state.connections if each._exchange is not None]  # type: ignore[union-attr]
-    kept = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+    connections: list[Any] = [*service.server.server_state.connections]
+    (kept,) = [each.transport.get_extra_info("socket") for each in connections if each._exchange is not None]
     assert kept.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * protocol.ANSWER_SECONDS
 
 
 def test_at_the_end_of_the_process_streams_end_at_once_and_in_order(database_url: str) -> None:
     service = InProcess(make_settings(database_url))
-    clients = [Client(service) for _ in range(5)]  # type: ignore[arg-type]
+    clients = [new_client(service) for _ in range(5)]
     streams = [Stream(service.port, each.user, each.headers) for each in clients for _ in range(4)]
     for stream in streams:
         stream.page()
@@ -516,7 +520,7 @@ def test_the_database_is_asked_once_a_second_for_all_and_not_at_all_for_nobody(
     monkeypatch.setattr(app.state.db, "fetch", counted)
     time.sleep(1.5)
     assert asked == []
-    streams = [open_(of=Client(service)) for _ in range(30)]  # type: ignore[arg-type]
+    streams = [open_(of=new_client(service)) for _ in range(30)]
     for stream in streams:
         stream.page()
     asked.clear()
