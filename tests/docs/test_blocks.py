@@ -21,7 +21,7 @@ SHELLS = {
     # as at a prompt, where # begins no comment and a ? that is not quoted has to match a file
     "zsh": ["zsh", "-f", "-i", "-s"],
 }
-PSQL = [".venv/bin/python", "-m", "service", "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+PSQL = [".venv/bin/python", "-m", "service", "psql", "-X", "-v", "ON_ERROR_STOP=1"]
 
 RUN_HERE = {"sh", "sql", "dotenv"}
 RUN_ELSEWHERE = {  # in test_frontends.py, and in tests/api/test_sync_client.py
