@@ -57,10 +57,10 @@ def fill(url: str, user: str, changes: int, days: float = 0) -> UUID:
         """
         insert into tasks.change (user_id, version, task_id, at, operation, before, after)
         select
-            %s, n, %s, now() - make_interval(secs => %s + %s - n), case when n = %s then 'create' else 'update' end,
+            %s, n, %s, now() - make_interval(secs => %s + %s::bigint - n), case when n = %s then 'create' else 'update' end,
             case when n > %s then json_build_object('title', 'Title ' || n - 1) end,
             json_build_object('title', 'Title ' || n)
-        from generate_series(%s, %s) n
+        from generate_series(%s::bigint, %s) n
         """,
         *(user, task_id, days * 86_400, last, FIRST, FIRST, FIRST, last),
     )
@@ -208,7 +208,7 @@ def test_every_user_is_looked_at(tmp_path: Path, url: str) -> None:
         url,
         """
         insert into tasks.change (user_id, version, task_id, at, operation, after)
-        select user_id, 1, gen_random_uuid(), '2001-01-01', 'create', '{}' from tasks.account where user_id < '8'
+        select user_id, 1, gen_random_uuid(), '2001-01-01', 'create', '{}' from tasks.account where user_id < 'a'
         """,
     )
     for user in ("Ä", "ä", "a b", "B", "'", "🎉"):
