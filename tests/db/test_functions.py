@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import operator
 import time
 from collections.abc import AsyncIterator
 from copy import deepcopy
@@ -244,17 +245,19 @@ VERSION = st.sampled_from(["own", "next", "other"])
 KEY = st.sampled_from(["key", "another-key"])
 BEFORE = st.sampled_from([EVER, NEVER])
 OPERATION = st.tuples(st.just("create") | WHAT, ID, FIELDS_SENT, PATCH, st.none() | VERSION)
-CALLS = st.lists(
-    st.one_of(
-        st.tuples(st.just("create"), ID, FIELDS_SENT, st.none() | KEY, st.sampled_from(HASHES)),
-        st.tuples(st.just("change"), WHAT, ID, PATCH, st.none() | st.lists(VERSION, max_size=3)),
-        st.tuples(st.just("batch"), st.lists(OPERATION, max_size=6), st.booleans(), st.booleans()),
-        st.tuples(st.just("purge_tasks"), st.lists(ID), BEFORE),
-        st.tuples(st.just("purge_keys"), st.lists(KEY), BEFORE),
-        st.tuples(st.just("purge_changes"), BEFORE, BEFORE),
-    ),
-    max_size=12,
+CREATE_CALL = st.tuples(st.just("create"), ID, FIELDS_SENT, st.none() | KEY, st.sampled_from(HASHES))
+CHANGE_CALL = st.tuples(st.just("change"), WHAT, ID, PATCH, st.none() | st.lists(VERSION, max_size=3))
+PURGE_CALL = st.one_of(
+    st.tuples(st.just("purge_tasks"), st.lists(ID), BEFORE),
+    st.tuples(st.just("purge_keys"), st.lists(KEY), BEFORE),
+    st.tuples(st.just("purge_changes"), BEFORE, BEFORE),
 )
+BATCH_CALL = st.tuples(st.just("batch"), st.lists(OPERATION, max_size=6), st.booleans(), st.booleans())
+# Of a user who has nothing, and of one who has tasks
+FIRST = st.just([]) | st.lists(CREATE_CALL, min_size=3, max_size=4)
+KINDS = (CREATE_CALL, *[CHANGE_CALL] * 5, *[BATCH_CALL] * 2, PURGE_CALL)
+OTHER = st.sampled_from(KINDS).flatmap(lambda calls: calls)
+CALLS = st.builds(operator.add, FIRST, st.lists(OTHER, min_size=4, max_size=12))
 
 
 def patch_of(what: str, fields: Json) -> Json | None:
@@ -348,7 +351,7 @@ async def stored(connection: Any, user: str) -> Model:
     )
 
 
-@settings(max_examples=400, derandomize=True, database=None, deadline=None)
+@settings(max_examples=500, derandomize=True, database=None, deadline=None)
 @given(calls=CALLS)
 async def test_any_calls_answer_and_leave_what_the_model_says(connection: Any, calls: list[Any]) -> None:
     await compare(connection, calls)
