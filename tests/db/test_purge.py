@@ -60,16 +60,16 @@ def test_it_erases_what_is_older_than_the_days_and_says_so(tmp_path: Path, url: 
             " select 'old', 'key-' || n, sha256('x'), '{}', now() - make_interval(hours => n)"
             " from generate_series(20, 30) n"
         )
-    assert purge(tmp_path, url, "--days", "101") == "erased 0 tasks of 0 users and 7 retry keys\n"
-    assert purge(tmp_path, url) == f"erased {STEP + 13} tasks of 2 users and 0 retry keys\n"
+    assert purge(tmp_path, url, "--days", "101") == "erased 0 tasks of 0 users, 7 retry keys and 0 history entries\n"
+    assert purge(tmp_path, url) == f"erased {STEP + 13} tasks of 2 users, 0 retry keys and 0 history entries\n"
     # one number for each step in which something of the user's was erased, so that lists change
     after = left(url)
     assert (after["new"], after["old"]) == ((4, 4), (1, 5))
     assert after["older"][0] == 1
     assert after["older"][1] in (STEP + 12, STEP + 13)
-    assert purge(tmp_path, url) == "erased 0 tasks of 0 users and 0 retry keys\n"
+    assert purge(tmp_path, url) == "erased 0 tasks of 0 users, 0 retry keys and 0 history entries\n"
     assert left(url) == after, "nothing to do takes no number"
-    assert purge(tmp_path, url, "--days", "0") == "erased 3 tasks of 1 user and 0 retry keys\n"
+    assert purge(tmp_path, url, "--days", "0") == "erased 3 tasks of 1 user, 0 retry keys and 0 history entries\n"
     assert left(url)["new"] == (1, 5)
 
 
@@ -85,8 +85,10 @@ def test_rows_of_a_user_without_an_account_are_erased_too(tmp_path: Path, url: s
             " from generate_series(1, %s) n",
             (STEP + 10,),
         )
-    assert purge(tmp_path, url) == f"erased {STEP + 10} tasks of 3 users and {STEP + 10} retry keys\n"
-    assert purge(tmp_path, url) == "erased 0 tasks of 0 users and 0 retry keys\n"
+    assert (
+        purge(tmp_path, url) == f"erased {STEP + 10} tasks of 3 users, {STEP + 10} retry keys and 0 history entries\n"
+    )
+    assert purge(tmp_path, url) == "erased 0 tasks of 0 users, 0 retry keys and 0 history entries\n"
 
 
 @pytest.mark.parametrize("days", ["-1", "1.5", "x", "", "36501", "٣"])
