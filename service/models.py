@@ -319,6 +319,19 @@ class ChangesPage(BaseModel):
     erased: list[TaskId] = Field(description="the ids of tasks that were erased for good")
 
 
+class ChangedFields(BaseModel):
+    """Fields of a task that a change has written; those that it left alone are not there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Title = NOT_SENT
+    description: Description | None = None
+    status: Status = NOT_SENT
+    priority: Priority = NOT_SENT
+    completed_at: AwareDatetime | None = None
+    deleted_at: AwareDatetime | None = None
+
+
 class HistoryEntry(BaseModel):
     """What one change did to one task."""
 
@@ -332,7 +345,7 @@ class HistoryEntry(BaseModel):
     after: dict[str, Any] = Field(description="the same fields, after")
 
 
-class Undo(_Part):
+class ChangeUndo(_Part):
     """Which change to undo."""
 
     version: Annotated[
@@ -340,7 +353,7 @@ class Undo(_Part):
     ]
 
 
-class Conflict(BaseModel):
+class TaskConflict(BaseModel):
     """Fields of a task that have changed since."""
 
     model_config = ConfigDict(extra="forbid")
@@ -355,7 +368,7 @@ class UndoConflict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     detail: str
-    conflicts: list[Conflict]
+    conflicts: list[TaskConflict]
 
 
 class UndoResult(BaseModel):

@@ -10,7 +10,7 @@ from starlette.types import Receive
 from service.auth.tokens import LEEWAY, authenticate
 from service.db.coalescer import Coalescer, waited
 from service.db.pool import Unavailable
-from service.models import BIGGEST_VERSION, UUID, ChangesPage, HistoryEntry, Undo, UndoConflict, UndoResult
+from service.models import BIGGEST_VERSION, UUID, ChangesPage, ChangeUndo, HistoryEntry, UndoConflict, UndoResult
 from service.queries import changes
 from service.queries.changes import Feed
 from service.web.errors import Problem, invalid, shown
@@ -26,6 +26,8 @@ FEED_PAGE, HISTORY_PAGE = 500, 50  # unless asked for
 WAIT_SECONDS = 30
 COMMENT_SECONDS = 15  # between two signs of life
 GONE = "Start again from since=0"
+NO_CHANGE = "Change not found"
+TOO_OLD = "Too old to undo"
 
 
 def _uuid(value: str) -> str:
@@ -208,8 +210,9 @@ async def list_history(request: Request) -> Response:
 @describe(
     200,
     "The number of the undo, and the tasks that it has changed",
-    body=Undo,
+    body=ChangeUndo,
     errors=(404, 410),
+    details={404: NO_CHANGE, 410: TOO_OLD},
     answer=UndoResult,
     conflict=UndoConflict,
 )
@@ -221,12 +224,12 @@ async def undo_change(request: Request) -> Response:
     """
     user_id = await authenticate(request)
     refuse_query(request)
-    undo = await read_body(request, Undo)
+    undo = await read_body(request, ChangeUndo)
     undone = await changes.undo_change(request.app.state.db, user_id, undo.version)
     if undone.outcome == "not_found":
-        raise Problem(404, "Change not found")
+        raise Problem(404, NO_CHANGE)
     if undone.outcome == "too_old":
-        raise Problem(410, "Too old to undo")
+        raise Problem(410, TOO_OLD)
     if undone.conflicts is not None:
         return JsonResponse(b'{"detail": "Changed since", "conflicts": %s}' % undone.conflicts, 409)
     version = b"null" if undone.version is None else b"%d" % undone.version

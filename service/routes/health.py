@@ -17,6 +17,7 @@ from service.web.route import Resource, describe
 logger = logging.getLogger(__name__)
 
 OK = b'{"status": "ok"}'
+NO_ANSWER = "database: it does not answer"
 
 
 @describe(200, "The process is alive", health=True)
@@ -26,7 +27,13 @@ async def healthz(request: Request) -> Response:
     return JsonResponse(OK)
 
 
-@describe(200, "A query answers, the schema is current, the keys are known", health=True, errors=(503,))
+@describe(
+    200,
+    "A query answers, the schema is current, the keys are known",
+    health=True,
+    errors=(503,),
+    details={503: NO_ANSWER},
+)
 async def readyz(request: Request) -> Response:
     """Tell whether the service can work."""
     refuse_query(request)
@@ -55,7 +62,7 @@ async def _database_problem(db: Coalescer) -> str | None:
     except RightMissing as error:
         return f"database: {error}"
     except Unavailable:
-        return "database: it does not answer"
+        return NO_ANSWER
     missing = sorted(known_migrations() - found.migrations)
     if known_functions() not in found.functions:  # a later version's may have come after them, and serve this one, too
         missing.append("functions")

@@ -18,6 +18,7 @@ from service.models import (
     Batch,
     BatchResult,
     ChangesPage,
+    ChangeUndo,
     HistoryEntry,
     Priority,
     Status,
@@ -25,7 +26,6 @@ from service.models import (
     TaskComplete,
     TaskCreate,
     TaskUpdate,
-    Undo,
     UndoConflict,
     UndoResult,
 )
@@ -37,7 +37,7 @@ Json = dict[str, Any]
 
 MODELS: tuple[type[BaseModel], ...] = (
     *(Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult),
-    *(ChangesPage, HistoryEntry, Undo, UndoConflict, UndoResult),
+    *(ChangesPage, HistoryEntry, ChangeUndo, UndoConflict, UndoResult),
 )
 REF = "#/components/schemas/"
 
@@ -141,7 +141,7 @@ EXAMPLES: dict[type[BaseModel], Json] = {
     TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
     TaskUpdate: {"status": "in_progress"},
     TaskComplete: {"is_completed": True},
-    Undo: {"version": 1763886600124},
+    ChangeUndo: {"version": 1763886600124},
     Batch: {
         "operations": [
             {"op": "create", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"title": "Buy milk"}},
@@ -183,14 +183,24 @@ ANSWERS: dict[type[BaseModel], Json] = {
     },
     UndoResult: {"version": 1763886600125, "tasks": [TASK_EXAMPLE]},
 }
-CONFLICTS: dict[type[BaseModel], Json] = {
-    BatchResult: {
-        "committed": False,
-        "version": None,
-        "results": [{"status": 424, "detail": "Another operation failed"}, {"status": 404, "detail": "Task not found"}],
-    },
-    UndoConflict: {"detail": "Changed since", "conflicts": [{"task_id": TASK_EXAMPLE["id"], "fields": ["title"]}]},
+CONFLICTS: dict[type[BaseModel], tuple[str, Json]] = {
+    BatchResult: (
+        "One operation failed, so nothing is kept",
+        {
+            "committed": False,
+            "version": None,
+            "results": [
+                {"status": 424, "detail": "Another operation failed"},
+                {"status": 404, "detail": "Task not found"},
+            ],
+        },
+    ),
+    UndoConflict: (
+        "Fields have been changed since, so nothing is undone",
+        {"detail": "Changed since", "conflicts": [{"task_id": TASK_EXAMPLE["id"], "fields": ["title"]}]},
+    ),
 }
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 LAST_EVENT_ID: Json = {
     "name": "Last-Event-ID",
     "in": "header",
@@ -380,8 +390,9 @@ def _success(described: describe) -> Json:
     elif described.status != 204:
         schema: Json = {"$ref": REF + described.answer.__name__}
         example = ANSWERS[described.answer]
-        if described.streams:
-            response["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        if described.streams:  # the schema is of each event's data, as generators take it that know such streams
+            response["content"] = {"text/event-stream": {"schema": schema}}
+            response["headers"] |= {name: {"schema": {"const": value}} for name, value in STREAM_HEADERS.items()}
         elif described.many:
             response["content"] = _json({"type": "array", "items": schema}, [example])
         else:
@@ -391,15 +402,17 @@ def _success(described: describe) -> Json:
 
 def _failure(status: int, described: describe) -> Json:
     text, detail = ERRORS[status]
-    if described.health and status == 503:
-        detail = "database: it does not answer"
+    schema, example = "ValidationProblem" if status == 422 else "Problem", {"detail": detail}
+    if status in described.details:
+        example = {"detail": described.details[status]}
+    if status == 409 and described.conflict is not None:
+        schema = described.conflict.__name__
+        text, example = CONFLICTS[described.conflict]
     extra = {401: ("WWW-Authenticate",), 412: ("ETag",), 503: ("Retry-After",)}.get(status, ())
     return {
         "description": text,
         "headers": _headers(described, extra),
-        "content": _json({"$ref": REF + described.conflict.__name__}, CONFLICTS[described.conflict])
-        if status == 409 and described.conflict is not None
-        else _json({"$ref": REF + ("ValidationProblem" if status == 422 else "Problem")}, {"detail": detail}),
+        "content": _json({"$ref": REF + schema}, example),
     }
 
 

@@ -45,6 +45,7 @@ class describe:  # noqa: N801  (it is used as a decorator)
     conflict: type[BaseModel] | None = None  # the body of a 409, if it is more than a detail
     streams: bool = False  # whether the response is server-sent events, with `answer` as data
     errors: tuple[int, ...] = ()
+    details: Mapping[int, str] = field(default_factory=dict)  # of errors that say something else than elsewhere
     headers: tuple[str, ...] = ()
     health: bool = False
     query: Mapping[str, Parameter] = field(default_factory=dict)

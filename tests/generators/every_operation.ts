@@ -102,6 +102,50 @@ const uses: Record<keyof operations, () => Promise<void>> = {
       body: { operations: [{ op: "complete", id: task.id, if_version: task.version, task: { is_completed: true } }] },
     });
     expect(data?.committed === true && data.results[0]?.task?.status === "completed", "batch");
+    expect(data.version === data.results[0].task.version && data.version > task.version, "a batch's number");
+  },
+  async list_changes() {
+    const task = await created("Buy glue");
+    const { data } = await client.GET("/api/{user_id}/changes", {
+      params: { path: { user_id }, query: { since: task.version - 1, limit: 10, wait: 0 } },
+    });
+    expect(data?.version === task.version && data.tasks[0]?.id === task.id && !data.has_more, "changes");
+    const ahead = await client.GET("/api/{user_id}/changes", {
+      params: { path: { user_id }, query: { since: task.version + 1 } },
+    });
+    expect(ahead.response.status === 410 && ahead.error?.detail === "Start again from since=0", "start again");
+  },
+  async stream_changes() {
+    const task = await created("Buy tape");
+    const { data } = await client.GET("/api/{user_id}/events", {
+      params: { path: { user_id }, header: { "Last-Event-ID": String(task.version - 1) } },
+      parseAs: "stream",
+    });
+    let text = "";
+    const reader = data!.pipeThrough(new TextDecoderStream()).getReader();
+    while (!text.includes("\n\nevent: changes\n")) text += (await reader.read()).value;
+    await reader.cancel();
+    expect(text.includes(`id: ${task.version}\n`), "the stream's first event");
+  },
+  async list_history() {
+    const task = await created("Buy wire");
+    await client.PATCH("/api/{user_id}/tasks/{task_id}", { ...path(task), body: { priority: "low" } });
+    const { data } = await client.GET("/api/{user_id}/history", {
+      params: { path: { user_id }, query: { task_id: task.id, limit: 10 } },
+    });
+    expect(data?.[0]?.operation === "update" && data[0].before?.priority === "medium", "what an update did");
+    expect(data[1]?.before === null && data[1].after.title === "Buy wire", "what a create did");
+  },
+  async undo_change() {
+    const task = await created("Buy nails");
+    const changed = await client.PATCH("/api/{user_id}/tasks/{task_id}", { ...path(task), body: { title: "Buy screws" } });
+    const undo = { params: { path: { user_id } }, body: { version: changed.data!.version } };
+    const { data } = await client.POST("/api/{user_id}/undo", undo);
+    expect(data?.tasks[0]?.title === "Buy nails" && data.version === task.version + 2, "undo");
+    await client.PATCH("/api/{user_id}/tasks/{task_id}", { ...path(task), body: { title: "Buy bolts" } });
+    const { error, response } = await client.POST("/api/{user_id}/undo", undo);
+    expect(response.status === 409 && error !== undefined && "conflicts" in error, "a conflict");
+    expect(error.conflicts[0]?.task_id === task.id && error.conflicts[0].fields[0] === "title", "which fields");
   },
   async healthz() {
     expect((await client.GET("/healthz")).data?.status === "ok", "healthz");
