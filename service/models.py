@@ -332,6 +332,19 @@ class ChangedFields(BaseModel):
     deleted_at: AwareDatetime | None = None
 
 
+class ChangedFields(BaseModel):
+    """The fields of a task that a change wrote."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Title = NOT_SENT
+    description: Description | None = None
+    status: Status = NOT_SENT
+    priority: Priority = NOT_SENT
+    completed_at: AwareDatetime | None = None
+    deleted_at: AwareDatetime | None = None
+
+
 class HistoryEntry(BaseModel):
     """What one change did to one task."""
 
@@ -341,8 +354,8 @@ class HistoryEntry(BaseModel):
     at: AwareDatetime
     operation: str = Field(description="the request's: create, update, complete, delete, restore, batch, undo")
     task_id: TaskId
-    before: dict[str, Any] | None = Field(description="the changed fields, before; null for a new task")
-    after: dict[str, Any] = Field(description="the same fields, after")
+    before: ChangedFields | None = Field(description="the changed fields, before; null for a new task")
+    after: ChangedFields = Field(description="the same fields, after")
 
 
 class ChangeUndo(_Part):

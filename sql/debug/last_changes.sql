@@ -18,6 +18,7 @@ select
             E'\n'
         )
         from json_each_text(c.after) f
+        where c.before is not null or f.key in ('title', 'description', 'status', 'priority') and f.value is not null
     ) as changes
 from tasks.change c
 left join tasks.task t on t.user_id = c.user_id and t.id = c.task_id

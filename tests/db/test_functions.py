@@ -254,7 +254,7 @@ PURGE_CALL = st.one_of(
 )
 BATCH_CALL = st.tuples(st.just("batch"), st.lists(OPERATION, max_size=6), st.booleans(), st.booleans())
 # Of a user who has nothing, and of one who has tasks
-FIRST = st.just([]) | st.lists(CREATE_CALL, min_size=3, max_size=4)
+FIRST: st.SearchStrategy[list[Any]] = st.just([]) | st.lists(CREATE_CALL, min_size=3, max_size=4)
 KINDS = (CREATE_CALL, *[CHANGE_CALL] * 5, *[BATCH_CALL] * 2, PURGE_CALL)
 OTHER = st.sampled_from(KINDS).flatmap(lambda calls: calls)
 CALLS = st.builds(operator.add, FIRST, st.lists(OTHER, min_size=4, max_size=12))
@@ -326,13 +326,22 @@ def loaded(answer: str | None) -> Json | None:
     return task
 
 
+def written(after: Json, *, is_new: bool) -> Json:
+    """Returns the fields that the change wrote; of a new task the whole row may be there, as it was answered."""
+    return {name: after[name] for name in LOGGED if after.get(name) is not None} if is_new else after
+
+
 async def history(connection: Any, user: str) -> dict[tuple[int, str], tuple[str, Json | None, Json | None]]:
     """Returns the rows of history, as Change.logged() has them."""
     rows = await connection.fetch(
         "select version, task_id::text, operation, before, after from tasks.change where user_id = $1", user
     )
     return {
-        (number, task): (operation, before and json.loads(before), after and json.loads(after))
+        (number, task): (
+            operation,
+            before and json.loads(before),
+            after and written(json.loads(after), is_new=before is None),
+        )
         for number, task, operation, before, after in rows
     }
 

@@ -57,7 +57,8 @@ def fill(url: str, user: str, changes: int, days: float = 0) -> UUID:
         """
         insert into tasks.change (user_id, version, task_id, at, operation, before, after)
         select
-            %s, n, %s, now() - make_interval(secs => %s + %s::bigint - n), case when n = %s then 'create' else 'update' end,
+            %s, n, %s, now() - make_interval(secs => %s + %s::bigint - n),
+            case when n = %s then 'create' else 'update' end,
             case when n > %s then json_build_object('title', 'Title ' || n - 1) end,
             json_build_object('title', 'Title ' || n)
         from generate_series(%s::bigint, %s) n
