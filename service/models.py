@@ -332,19 +332,6 @@ class ChangedFields(BaseModel):
     deleted_at: AwareDatetime | None = None
 
 
-class ChangedFields(BaseModel):
-    """The fields of a task that a change wrote."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    title: Title = NOT_SENT
-    description: Description | None = None
-    status: Status = NOT_SENT
-    priority: Priority = NOT_SENT
-    completed_at: AwareDatetime | None = None
-    deleted_at: AwareDatetime | None = None
-
-
 class HistoryEntry(BaseModel):
     """What one change did to one task."""
 
