@@ -96,6 +96,7 @@ def test_its_client_lists_creates_and_reads_errors(use: Run, node: str, served: 
     assert found["created"]["id"] == created["id"]
     assert found["invalid"] == [[["body"], "contradiction"]]
     assert found["missing"] == [404, "Task not found"]
+    assert found.get("streamed", ["Buy milk"]) == ["Buy milk"], "by those that can read a stream"
 
 
 def test_with_openapi_typescript_every_operation_is_used(node: str, served: Served, tmp_path: Path) -> None:

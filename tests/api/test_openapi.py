@@ -19,6 +19,8 @@ from starlette.routing import Route
 from service.models import Task
 from service.web.search import PARAMETERS
 from tests.conftest import ROOT, Served, User, make_token
+from tests.feed import Stream
+from tests.processes import Client
 
 WEB = ROOT / "service" / "web"
 
@@ -293,15 +295,20 @@ async def test_the_documents_assets_are_all_here(client: httpx.AsyncClient) -> N
         assert (WEB / "static" / asset.removeprefix("docs/assets/")).is_file()
 
 
-def event_schema(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the schema of an event with such data."""
-    properties = {
-        "event": {"enum": ["changes", "reset"]},
-        "id": {"type": "string", "pattern": "^[0-9]+$"},
-        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
-        "retry": {},
-    }
-    return {"type": "object", "properties": properties, "required": ["event", "data"], "additionalProperties": False}
+def test_the_stream_is_as_the_document_says(served: Served) -> None:
+    document = httpx.get(served.address + "/openapi.json").json()
+    answer = document["paths"]["/api/{user_id}/events"]["get"]["responses"]["200"]
+    client = Client(served)
+    client.create("Buy milk")
+    stream = Stream(served.port, client.user, client.headers, "?since=0")
+    page = stream.page()
+    schema = answer["content"][stream.headers.get_content_type()]["schema"]
+    jsonschema_rs.validate(schema | {"components": document["components"]}, page)
+    assert [task["title"] for task in page["tasks"]] == ["Buy milk"]
+    for name, header in answer["headers"].items():
+        schema = document["components"]["headers"][name]["schema"] if "$ref" in header else header["schema"]
+        jsonschema_rs.validate(schema, stream.headers[name])
+    stream.wire.close()
 
 
 def test_the_service_does_what_the_document_says(served: Served, tmp_path: Path) -> None:
@@ -323,9 +330,6 @@ def test_the_service_does_what_the_document_says(served: Served, tmp_path: Path)
     for _, _, operation in operations(document):
         parameters = operation.get("parameters", [])
         operation["parameters"] = [parameter for parameter in parameters if parameter["name"] not in left_out]
-        # Schemathesis reads the first events of a stream, and takes the schema for the events', not for their data's.
-        if stream := operation["responses"].get("200", {}).get("content", {}).get("text/event-stream"):
-            stream["schema"] = event_schema(stream["schema"])
     trimmed = tmp_path / "openapi.json"
     trimmed.write_text(json.dumps(document))
     command = [
@@ -336,6 +340,8 @@ def test_the_service_does_what_the_document_says(served: Served, tmp_path: Path)
         f"--url={served.address}",
         f"--header=Authorization: Bearer {make_token(user)}",
         "--checks=all",
+        # each answer would take the ten seconds for which Schemathesis waits for more of it; the test above has it
+        "--exclude-operation-id=stream_changes",
         # a deleted task is there again once it is restored, and one that was just created is not in the trash
         "--exclude-checks=use_after_free,ensure_resource_availability",
         "--max-examples=50",
