@@ -33,15 +33,17 @@ LOCK_TIMEOUT = "set local lock_timeout = '1s'"
 PAUSE_SECONDS = 2
 ATTEMPTS = 15
 
-# Whose open transactions hold locks on tables, the longest first. What belongs to others is shown as far as we may see.
+# Whose open transactions hold locks on our tables, the longest first; an earlier version's are in another schema. What
+# belongs to others is shown as far as we may see.
 HOLDERS = """
     select pid, coalesce(nullif(application_name, ''), 'no application name'), coalesce(state, 'state not visible'),
         coalesce(extract(epoch from now() - xact_start)::int, 0)
     from pg_stat_activity
     where pid <> pg_backend_pid() and datname = current_database() and pid in (
         select l.pid from pg_locks l join pg_class c on c.oid = l.relation
-        where l.locktype = 'relation' and l.granted and c.relkind in ('r', 'p') and c.relnamespace not in (
-            'pg_catalog'::regnamespace, 'information_schema'::regnamespace))
+        where l.granted and (
+            c.relnamespace = to_regnamespace('tasks')
+            or c.relname in ('account', 'task', 'idempotency', '_yoyo_migration', '_yoyo_log')))
     order by xact_start
     limit 3
 """
@@ -189,8 +191,13 @@ def _apply(address: Address, applied: list[str]) -> None:
 def _install_functions(address: Address) -> bool:
     """Creates or replaces the functions, in one transaction, unless the latest that were installed are these.
 
+<<<<<<< HEAD
     Those with another signature stay: an earlier version of the service, which still runs, may call them. So that no
     call fits both, the new one has no defaults, and calls give all arguments.
+=======
+    Those with another signature stay: an earlier version of the service, which still runs, may call them. A call must
+    never fit both: the new one has no defaults, and calls give all arguments.
+>>>>>>> wt-schema
     """
     with connect(address) as connection:
         connection.execute(LOCK_TIMEOUT)

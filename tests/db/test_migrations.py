@@ -205,7 +205,11 @@ def test_a_lock_that_stays_ends_in_a_message(
     request.getfixturevalue("pending")
     monkeypatch.setattr(schema, "ATTEMPTS", 2)
     monkeypatch.setattr(schema, "PAUSE_SECONDS", 0.1)
-    with schema.connect(empty, application_name="somebody") as somebody:
+    with (
+        schema.connect(empty, application_name="unrelated") as unrelated,
+        schema.connect(empty, application_name="somebody") as somebody,
+    ):
+        unrelated.execute("create table public.of_another_application ()")
         somebody.execute(f"lock table tasks.{table} in access exclusive mode".encode())
         with pytest.raises(Blocked, match=rf"held by pid {somebody.info.backend_pid} \(somebody, idle in transaction,"):
             migrate(empty)
@@ -417,7 +421,7 @@ def test_a_lock_leaves_all_of_it_where_it_was(empty: Address, table: str, monkey
     monkeypatch.setattr(schema, "ATTEMPTS", 1)
     with schema.connect(empty) as somebody:
         somebody.execute(f"lock table {table} in share mode".encode())
-        with pytest.raises(Blocked):
+        with pytest.raises(Blocked, match=f"held by pid {somebody.info.backend_pid} "):
             migrate(empty)
         assert (rows(empty, "public"), names(empty, "public")) == (before, there)
         assert names(empty, "tasks") == []
