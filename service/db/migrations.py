@@ -191,13 +191,8 @@ def _apply(address: Address, applied: list[str]) -> None:
 def _install_functions(address: Address) -> bool:
     """Creates or replaces the functions, in one transaction, unless the latest that were installed are these.
 
-<<<<<<< HEAD
-    Those with another signature stay: an earlier version of the service, which still runs, may call them. So that no
-    call fits both, the new one has no defaults, and calls give all arguments.
-=======
     Those with another signature stay: an earlier version of the service, which still runs, may call them. A call must
     never fit both: the new one has no defaults, and calls give all arguments.
->>>>>>> wt-schema
     """
     with connect(address) as connection:
         connection.execute(LOCK_TIMEOUT)
