@@ -1,8 +1,8 @@
 """The model of the feed: whatever is written at random, every page is what the tables say, byte for byte.
 
 Writers use two processes: single writes, batches that fail or not, restores, undo, the purge with zero days, and that
-of history. Readers poll, wait, or read streams, with pages of any size, on connections that are cut; one of the processes
-is restarted meanwhile. A trigger keeps what the tables were at each number, and the model makes each page from that.
+of history. Readers poll, wait, or read streams, with pages of any size, on connections that are cut; one process is
+restarted meanwhile. A trigger keeps what the tables were at each number, and the model makes each page from that.
 """
 
 import json
