@@ -46,14 +46,6 @@ class Search:
     after: PageKey | None = None  # what the cursor says
 
 
-class TaskExists(Exception):
-    """The user already has a task with this id, live or in the trash."""
-
-
-class KeyTaken(Exception):
-    """The user has sent another request with this key before."""
-
-
 class Written(NamedTuple):
     """What became of a write, in the words of `sql/functions/`: `created`, `changed`, `not_found` and so on."""
 

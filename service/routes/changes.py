@@ -155,8 +155,8 @@ async def _tell_changes(
                 await send(event("reset", b'{"detail": "%s"}' % GONE.encode()))
                 return
             if not _is_empty(feed):
-                since = feed.version
-                await send(event("changes", _page(feed), since))
+                await send(event("changes", _page(feed), feed.version))
+            since = feed.version
             while not feed.is_followed and not await stream.wait(since, min(COMMENT_SECONDS, expires - time.time())):
                 if stream.is_ended or time.time() >= expires:
                     return

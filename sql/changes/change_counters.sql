@@ -1,5 +1,5 @@
 -- change_counters.sql: the counters of users that have moved, as two arrays of the same length.
--- The only statement of the service that is about several users: once a second, for all that are watched.
+-- Run once a second, for all users that are watched; beside the purge nothing else is about several users.
 -- $1 text[]: the users
 -- $2 bigint[]: their counters, as far as they are known
 select

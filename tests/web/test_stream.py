@@ -550,3 +550,26 @@ def test_a_look_at_the_counters_that_fails_is_not_the_last(
     assert failed.wait(3)
     erase_trash(database_url, client.user)
     assert stream.page()["erased"] == [task["id"]]
+
+
+def test_a_counter_that_somebody_has_moved_in_psql_is_read_once(
+    client: Client, open_: Open, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(client)
+    stream = open_()
+    stream.page()
+    reads: list[int] = []
+    read_feed = queries.read_feed
+
+    async def counted(*arguments: Any) -> queries.Feed:
+        reads.append(1)
+        return await read_feed(*arguments)
+
+    monkeypatch.setattr(queries, "read_feed", counted)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("update tasks.account set version = version + 5 where user_id = %s", [client.user])
+    wait_until(lambda: reads, seconds=3)
+    time.sleep(0.5)
+    assert len(reads) < 5
+    version = create(client)["version"]
+    assert stream.page()["version"] == version
