@@ -126,8 +126,8 @@ async def fill_for(connection: asyncpg.Connection, user: str, task: UUID, trashe
     fields = '{"title": "Same title", "priority": "low"}'
     await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, trashed, fields, None, None)
     await connection.fetch(CALLS["change_task"], user, LOCK_TIMEOUT, "delete", trashed, None, None)
-    (row,) = await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, task, fields, "key", bytes(32))
-    return Filled(task, trashed, row["version"])
+    _, version, _ = await connection.fetchval(CALLS["insert_task"], user, LOCK_TIMEOUT, task, fields, "key", bytes(32))
+    return Filled(task, trashed, version)
 
 
 async def rows_of(connection: asyncpg.Connection, user: str) -> list[Any]:
@@ -283,7 +283,9 @@ async def test_a_function_changes_its_own_user_only(
 
 def outcomes(row: asyncpg.Record) -> set[Any]:
     """Returns what became of a call: the words, or the number of those that it has erased."""
-    return set(row["outcomes"]) if "outcomes" in row.keys() else {row[0]}  # noqa: SIM118  (a record)
+    if "outcomes" in row.keys():  # noqa: SIM118  (a record)
+        return set(row["outcomes"])
+    return {row[0][0] if isinstance(row[0], tuple) else row[0]}
 
 
 # Plans ----------------------------------------------------------------------------------------------------------------
