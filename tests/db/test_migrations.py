@@ -111,7 +111,7 @@ def test_a_counter_stays_exact_in_javascript(database_url: str, version: int, is
         except psycopg.errors.CheckViolation as error:
             violated = error.diag.constraint_name
         connection.rollback()
-    assert violated == (None if is_kept else "account_version_exact")
+    assert violated == (None if is_kept else "version_exact")
 
 
 GOOD: dict[str, Any] = {"user_id": "x", "title": "x", "version": 1}
@@ -137,9 +137,9 @@ MOMENT = "2026-01-01T00:00:00Z"
         ({"status": "completed"}, "task_completed_at_matches_status"),
         ({"completed_at": MOMENT}, "task_completed_at_matches_status"),
         ({"user_id": "x" * 255}, None),
-        ({"user_id": "x" * 256}, "task_user_id_length"),
-        ({"user_id": ""}, "task_user_id_length"),
-        ({"version": 0}, "task_version_positive"),
+        ({"user_id": "x" * 256}, "user_id_length"),
+        ({"user_id": ""}, "user_id_length"),
+        ({"version": 0}, "version_exact"),
     ],
 )
 def test_the_database_keeps_the_limits_too(database_url: str, values: dict[str, Any], constraint: str | None) -> None:
