@@ -20,8 +20,8 @@ def is_zone(name: str) -> bool:
 
 def nearest(name: str) -> str | None:
     """Returns the name of a zone that may have been meant, or None: `Europe/Berlin` for `europe/berlin`."""
-    meant = name[: 2 * _LENGTH].strip().lower().replace(" ", "_")
-    like = [meant] if meant in _IN_SMALL_LETTERS else get_close_matches(meant, _IN_SMALL_LETTERS, n=1)
+    start = name[: 2 * _LENGTH].lower()  # a longer one is like none, and costs time
+    like = get_close_matches(start, _IN_SMALL_LETTERS, n=1)
     return _IN_SMALL_LETTERS[like[0]] if like else None
 
 
