@@ -453,6 +453,25 @@ def test_what_another_application_has_is_left_alone_by_a_new_database(empty: Add
 # The functions --------------------------------------------------------------------------------------------------------
 
 
+def test_a_session_that_has_written_goes_on_when_a_column_gets_another_type(empty: Address) -> None:
+    migrate(empty)
+    roll_back(empty, "0008")
+    with schema.connect(empty, autocommit=True) as session:
+        session.execute("""
+            create function tasks.rename(p_title text) returns void language plpgsql as $$
+            declare
+                wanted tasks.task;
+            begin
+                wanted.title := coalesce(wanted.title, p_title);
+                update tasks.task t set title = wanted.title;
+            end
+            $$
+        """)
+        session.execute("select tasks.rename('x')")
+        migrate(empty)
+        session.execute("select tasks.rename('y')")
+
+
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
     """The folder of a later version: one of its functions does something else, and one that it calls takes more."""
