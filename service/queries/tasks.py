@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -38,6 +38,13 @@ class Search:
     updated_before: datetime | None = None
     completed_after: datetime | None = None
     completed_before: datetime | None = None
+    due_after: date | None = None
+    due_before: date | None = None
+    due: str | None = None
+    time_zone: str | None = None  # in which `due` is told
+    now: datetime | None = None  # by which `due` is told: the present, but in tests
+    tags: list[str] | None = None
+    tags_all: list[str] | None = None
     trashed: bool = False
     sort: str = DEFAULT_SORT
     limit: int | None = None
@@ -45,6 +52,11 @@ class Search:
     fields: list[str] | None = None
     count: bool = False
     after: PageKey | None = None  # what the cursor says
+
+    @property
+    def is_told_by_the_clock(self) -> bool:
+        """Whether what it finds changes without a write, as time goes by."""
+        return self.due not in (None, "none")
 
 
 class Written(NamedTuple):
@@ -99,6 +111,13 @@ def search_arguments(user_id: str, search: Search, if_none_match: list[str] | No
         search.limit,
         search.fields and ["id", *search.fields],
         search.count,
+        search.due_after,
+        search.due_before,
+        search.due,
+        (search.now or datetime.now(UTC)) if search.is_told_by_the_clock else None,
+        search.time_zone,
+        search.tags,
+        search.tags_all,
     )
 
 

@@ -5,12 +5,20 @@ from starlette.responses import Response
 
 from service.auth.tokens import authenticate
 from service.models import TaskComplete, TaskCreate, TaskUpdate
-from service.queries import tasks
+from service.queries import tasks, zones
 from service.web.preconditions import idempotency_key, if_match, if_none_match
 from service.web.request import path_uuid, read_body, read_optional_body, refuse_query
-from service.web.responses import created_response, next_link, no_content, not_found, read_response, task_response
+from service.web.responses import (
+    JsonResponse,
+    created_response,
+    next_link,
+    no_content,
+    not_found,
+    read_response,
+    task_response,
+)
 from service.web.route import Resource, describe
-from service.web.search import PARAMETERS, next_query, read_search
+from service.web.search import PARAMETERS, next_query, read_search, zone_not_in_database
 
 
 @describe(
@@ -28,15 +36,19 @@ async def list_tasks(request: Request) -> Response:
     followed by the one in its `Link`; a task that stays put is seen exactly once, whatever is written between pages.
     """
     user_id = await authenticate(request)
-    query, known = request.scope["query_string"], if_none_match(request)
+    db, query, known = request.app.state.db, request.scope["query_string"], if_none_match(request)
     if not query:
-        page = await tasks.list_tasks(request.app.state.db, user_id, known)
+        page = await tasks.list_tasks(db, user_id, known)
         return read_response(page.tasks, f'W/"{page.version}"')
     search = read_search(query, user_id)
-    page = await tasks.search_tasks(request.app.state.db, user_id, search, known)
+    if search.time_zone is not None and not await zones.is_known(db, search.time_zone):
+        raise zone_not_in_database(search.time_zone)
+    page = await tasks.search_tasks(db, user_id, search, None if search.is_told_by_the_clock else known)
     headers = {} if page.total is None else {"X-Total-Count": str(page.total)}
     if page.last is not None:
         headers["Link"] = next_link(request, next_query(query, search, user_id, page.last))
+    if search.is_told_by_the_clock:
+        return JsonResponse(page.tasks or b"", headers=headers)
     return read_response(page.tasks, f'W/"{page.version}"', headers)
 
 

@@ -5,26 +5,30 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from typing import get_args
 from urllib.parse import quote, urlencode
 
+from service import tags, zones
 from service.models import UUID, Priority, Status, Task
 from service.queries.tasks import PageKey, Search
-from service.web.errors import invalid
+from service.web.errors import Problem, invalid, shown
 from service.web.parameters import Json, Parameter, read_parameters, sent_parameters, whole_number
 
-SORTS = ("created_at", "updated_at", "completed_at", "title", "priority", "status")
+SORTS = ("created_at", "updated_at", "completed_at", "due", "title", "priority", "status")
 LARGEST_PAGE = 1000
 SEARCH_LENGTH = 1000
+MOST_TAGS = 100
+DUE = ("overdue", "today", "tomorrow", "week", "none")
 
 # RFC 3339, with an offset. LOST_PLUS: an unencoded + in a URL arrives as a space.
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
+DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
-FREE = ("limit", "cursor", "fields", "count", "after")  # may differ from page to page
+FREE = ("limit", "cursor", "fields", "count", "after", "now")  # may differ from page to page
 
 
 def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -72,6 +76,48 @@ def _before(value: str) -> datetime:
     return moment + timedelta(microseconds=1) if is_truncated and moment < datetime.max.replace(tzinfo=UTC) else moment
 
 
+def _date(value: str) -> date:
+    try:
+        if DATE.fullmatch(value):
+            return date.fromisoformat(value)
+    except ValueError:  # no such day
+        pass
+    raise ValueError("a date that the calendar has, like 2026-11-23")
+
+
+def _due(value: str) -> str:
+    if value not in DUE:
+        raise ValueError(f"one of {', '.join(DUE)}")
+    return value
+
+
+def _time_zone(value: str) -> str:
+    if not zones.is_zone(value):
+        raise ValueError("the name of a time zone in the tz database, like Europe/Berlin" + _hint(zones.nearest(value)))
+    return value
+
+
+def _hint(near: str | None) -> str:
+    return f" (did you mean {near}?)" if near else ""
+
+
+def zone_not_in_database(name: str) -> Problem:
+    """Returns the 422 for a time zone that the service knows and the database does not."""
+    hint = _hint(zones.nearest(name, but=name))
+    message = f"Input should be the name of a time zone that the database knows too{hint}, not {shown(name)}"
+    return invalid(["query", "time_zone"], message, "invalid")
+
+
+def _tags(value: str) -> list[str]:
+    try:
+        found = sorted({tags.written(tag) for tag in value.split(",")})
+    except ValueError:
+        raise ValueError(f"one or more tags of {tags.ACCEPTED}") from None
+    if len(found) > MOST_TAGS:
+        raise ValueError(f"at most {MOST_TAGS} tags; these are {len(found)}")
+    return found
+
+
 def _sort(value: str) -> str:
     if value.removeprefix("-") not in SORTS:
         raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to reverse it")
@@ -85,6 +131,13 @@ def _names_schema(names: tuple[str, ...]) -> Json:
 STATUSES, PRIORITIES, FIELDS = get_args(Status), get_args(Priority), tuple(Task.model_fields)
 BOOLEAN: Json = {"type": "boolean"}
 MOMENT_SCHEMA: Json = {"type": "string", "format": "date-time"}
+DATE_SCHEMA: Json = {"type": "string", "format": "date"}
+TAGS_SCHEMA: Json = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MOST_TAGS,
+    "items": {"type": "string", "maxLength": tags.LONGEST, "pattern": r"^[^,\u0000]+$"},
+}
 
 
 def _moments(what: str) -> dict[str, Parameter]:
@@ -116,11 +169,29 @@ PARAMETERS: dict[str, Parameter] = {
     **_moments("created"),
     **_moments("updated"),
     **_moments("completed"),
+    "due_after": Parameter(_date, "`due_date` is after this day", DATE_SCHEMA, "2026-01-01"),
+    "due_before": Parameter(_date, "`due_date` is before this day", DATE_SCHEMA, "2026-12-31"),
+    "due": Parameter(
+        _due,
+        "`overdue`: not completed, and the day is past, or with a time the moment; `today`, `tomorrow`, and `week`, "
+        "which is today and the six days after; `none`: without a date. All but `none` need `time_zone`, and their "
+        "list has no `ETag`, as it changes with time",
+        {"type": "string", "enum": [*DUE]},
+        "today",
+    ),
+    "time_zone": Parameter(
+        _time_zone,
+        "where `due` is to be told: the name of a zone in the tz database",
+        {"type": "string"},
+        "Europe/Berlin",
+    ),
+    "tags": Parameter(_tags, "any of these, without regard to case", TAGS_SCHEMA, ["home", "garden"]),
+    "tags_all": Parameter(_tags, "all of these, without regard to case", TAGS_SCHEMA, ["home", "garden"]),
     "trashed": Parameter(_boolean, "`true`: the trash instead of the live tasks", BOOLEAN, False),
     "sort": Parameter(
         _sort,
         "the order, `-created_at` when it is not sent; a leading `-` reverses it. Ties by `id`, nulls last, "
-        "titles without regard to case",
+        "titles without regard to case; `due` is by date, then time, where what has no time comes last in its day",
         {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")]},
         "-priority",
     ),
@@ -146,6 +217,12 @@ PARAMETERS: dict[str, Parameter] = {
 def read_search(query_string: bytes, user_id: str) -> Search:
     """Returns the search in the query string; raises Problem, a 422 that names all errors."""
     search = Search(**read_parameters(query_string, PARAMETERS))
+    if search.is_told_by_the_clock and search.time_zone is None:
+        message = f"Field required: due={search.due} is another day in another time zone; like Europe/Berlin"
+        raise invalid(["query", "time_zone"], message, "missing")
+    if search.due is None and search.time_zone is not None:
+        message = "Should be left out without `due`, which it is for: nothing else in a list depends on a time zone"
+        raise invalid(["query", "time_zone"], message, "unused")
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
 
 

@@ -18,16 +18,16 @@ from service.db import embedded
 from service.db.address import parse_address
 from service.db.coalescer import Statement
 from service.db.migrations import migrate
-from service.queries import changes, purge, schema
+from service.queries import changes, purge, schema, zones
 from service.queries import tasks as queries
 from service.queries.tasks import Search
-from service.web.search import SORTS
+from service.web.search import DUE, SORTS
 from tests.conftest import ROOT, User, empty_database, eventually, watched
 
 SQL = ROOT / "sql"
 LOADED = {
     value.sql: value
-    for module in (queries, changes, purge, schema)
+    for module in (queries, changes, purge, schema, zones)
     for value in vars(module).values()
     if isinstance(value, Statement)
 }
@@ -38,11 +38,13 @@ FILES = sorted(
 )
 STATEMENTS = {path.stem: path.read_text() for path in FILES}
 # About more than one user: whose changes are watched, what is to be purged, and the schema
-OF_NO_USER = ("change_counters", "change_oldest", "key_oldest", "schema_applied", "trash_oldest")
+OF_NO_USER = ("change_counters", "change_oldest", "key_oldest", "schema_applied", "trash_oldest", "zone_known")
 OF_A_USER = [name for name in STATEMENTS if name not in OF_NO_USER]
 
 # Writes are functions, one a file; the statements that call them, by the function's name.
 FUNCTIONS = {path.stem: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
+# Those that do not change are made by migrations: what they return is in checks, or may be in indexes.
+FROM_MIGRATIONS = ["search_folded", "check_task", "is_time_zone", "tag_key", "are_unlike", "moment"]
 CALL = re.compile(r"select (?:\* from )?tasks\.(\w+)\(\$1(?:, (?:\$\d+|null))*\)")
 CALLS = {found[1]: sql for sql in LOADED if (found := CALL.fullmatch(sql))}
 
@@ -63,6 +65,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "task_search": (
         *(None, ["pending"], ["low", "medium"], False, ["title"], LONG_AGO, None, LONG_AGO, None, None, None, False),
         *("title", False, 0, "", UUID(int=0), 1000, ["id", "user_id"], True),
+        *(None, None, None, None, None, None, None),
     ),
 }
 BATCH = [
@@ -204,7 +207,7 @@ def test_every_call_names_a_function_and_every_function_is_called() -> None:
     assert set(CALLS.values()) == {sql for sql, statement in LOADED.items() if statement.writes}
     assert set(CALLS) == {name for name, _ in WRITES}
     for name in FUNCTIONS:
-        texts = [text for other, text in FUNCTIONS.items() if other != name]
+        texts = [text for other, text in (FUNCTIONS | STATEMENTS).items() if other != name]
         assert (name in CALLS) or any(f"tasks.{name}(" in text for text in texts), name
 
 
@@ -223,12 +226,15 @@ def test_a_function_s_file_opens_with_its_name_and_explains_each_parameter(name:
 
 
 async def test_the_database_has_these_functions_and_no_other(connection: asyncpg.Connection) -> None:
-    found = await connection.fetch("""
+    found = await connection.fetch(
+        """
         select
             proname, provolatile = 'v' as is_volatile, proargnames[1:2] as names, proargtypes[0:1]::regtype[] as types
         from pg_proc
-        where pronamespace = 'tasks'::regnamespace and proname not in ('search_folded', 'check_task')
-    """)
+        where pronamespace = 'tasks'::regnamespace and proname <> all ($1)
+    """,
+        FROM_MIGRATIONS,
+    )
     assert sorted(row["proname"] for row in found) == sorted(FUNCTIONS), "one signature each"
     for row in found:
         if row["proname"] in CALLS:
@@ -405,6 +411,10 @@ SEARCHES = [
     Search(created_after=LONG_AGO, updated_after=LONG_AGO, completed_after=LONG_AGO),
     Search(trashed=True, fields=["title"]),
     Search(sort="title", after=(0, "title 7", str(UUID(int=0)))),
+    Search(due_after=LONG_AGO.date(), due_before=NEVER.date(), sort="due", limit=10),
+    *(Search(due=due, time_zone="Europe/Berlin", limit=10) for due in DUE),
+    Search(tags=["home"]),
+    Search(tags=["home"], tags_all=["garden", "home"]),
 ]
 
 
@@ -523,6 +533,7 @@ PASTED: list[tuple[str, tuple[Any, ...]]] = [
         (
             *("{}", "{completed}", "{medium}", "true", "{milk}", *MOMENTS, "false"),
             *("title", "true", 0, "zzz", UUID(int=0), 1, "{id,user_id}", "true"),
+            *("-infinity", "infinity", "week", "2026-11-23", "UTC", "{home}", "{home}"),
         ),
     ),
     ("insert_task", (LOCK_TIMEOUT, "{new}", '{"title": "Title"}', "key", r"\\x" + bytes(32).hex())),
@@ -545,6 +556,8 @@ async def test_a_statement_can_be_pasted_and_run_with_bind(
 ) -> None:
     task = await user.create(status="completed")
     filled = Filled(UUID(task["id"]), UUID(task["id"]), task["version"])
+    change = "update tasks.task set due_date = '2026-11-24', tags = '{home}' where id = $1 \\bind %s \\g\n"
+    psql(database_url, change % task["id"])
     quoted = " ".join(f"'{value}'" for value in [user.id, *filled.fill(arguments)])
     printed = psql(database_url, f"{STATEMENTS.get(name) or CALLS[name]}\n\\bind {quoted} \\g\n")
     assert "(1 row)" in printed
