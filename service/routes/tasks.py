@@ -11,6 +11,7 @@ from service.web.request import path_uuid, read_body, read_optional_body, refuse
 from service.web.responses import created_response, next_link, no_content, not_found, read_response, task_response
 from service.web.route import Resource, describe
 from service.web.search import PARAMETERS, next_query, read_search
+from service.web.zones import WRITE_PARAMETERS, read_time_zone, require_zone
 
 
 @describe(
@@ -40,7 +41,15 @@ async def list_tasks(request: Request) -> Response:
     return read_response(page.tasks, f'W/"{page.version}"', headers)
 
 
-@describe(201, "The new task", body=TaskCreate, errors=(409,), headers=("Location", "ETag"), takes_key=True)
+@describe(
+    201,
+    "The new task",
+    body=TaskCreate,
+    errors=(409,),
+    headers=("Location", "ETag"),
+    takes_key=True,
+    query=WRITE_PARAMETERS,
+)
 async def create_task(request: Request) -> Response:
     """Create a task.
 
@@ -48,10 +57,11 @@ async def create_task(request: Request) -> Response:
     that the client chooses does as well: the second time it is a 409.
     """
     user_id = await authenticate(request)
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     key = idempotency_key(request)
     task = await read_body(request, TaskCreate)
-    created = await tasks.insert_task(request.app.state.db, user_id, task, key)
+    await require_zone(request.app.state.db, task.due_time_zone, ["body", "due_time_zone"])
+    created = await tasks.insert_task(request.app.state.db, user_id, task, key, time_zone)
     return created_response(request, created, task.id)
 
 
@@ -67,7 +77,15 @@ async def find_task(request: Request) -> Response:
     return read_response(task, f'"{version}"')
 
 
-@describe(200, "The task after the change", body=TaskUpdate, errors=(404,), headers=("ETag",), takes_versions=True)
+@describe(
+    200,
+    "The task after the change",
+    body=TaskUpdate,
+    errors=(404,),
+    headers=("ETag", "Location"),
+    takes_versions=True,
+    query=WRITE_PARAMETERS,
+)
 async def update_task(request: Request) -> Response:
     """Change exactly the fields that are sent.
 
@@ -75,10 +93,12 @@ async def update_task(request: Request) -> Response:
     """
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     versions = if_match(request)
     change = await read_body(request, TaskUpdate)
-    return task_response(await tasks.update_task(request.app.state.db, user_id, task_id, change, versions))
+    await require_zone(request.app.state.db, change.due_time_zone, ["body", "due_time_zone"])
+    written = await tasks.update_task(request.app.state.db, user_id, task_id, change, versions, time_zone)
+    return task_response(request, written, change)
 
 
 @describe(204, "The task is in the trash", errors=(404,), headers=("ETag",), takes_versions=True)
@@ -102,7 +122,7 @@ async def restore_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    return task_response(await tasks.restore_task(request.app.state.db, user_id, task_id, if_match(request)))
+    return task_response(request, await tasks.restore_task(request.app.state.db, user_id, task_id, if_match(request)))
 
 
 @describe(
@@ -111,22 +131,25 @@ async def restore_task(request: Request) -> Response:
     body=TaskComplete,
     body_required=False,
     errors=(404,),
-    headers=("ETag",),
+    headers=("ETag", "Location"),
     takes_versions=True,
+    query=WRITE_PARAMETERS,
 )
 async def complete_task(request: Request) -> Response:
     """Complete or reopen a task.
 
-    Without a body it toggles; with one it sets, so that a repeated request is safe.
+    Without a body it toggles; with one it sets, so that a repeated request is safe. To complete a recurring task, in
+    whatever way, makes the next one, which `Location` names.
     """
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     versions = if_match(request)
     change = await read_optional_body(request, TaskComplete)
+    db = request.app.state.db
     if change is None:
-        return task_response(await tasks.toggle_task(request.app.state.db, user_id, task_id, versions))
-    return task_response(await tasks.complete_task(request.app.state.db, user_id, task_id, change, versions))
+        return task_response(request, await tasks.toggle_task(db, user_id, task_id, versions, time_zone))
+    return task_response(request, await tasks.complete_task(db, user_id, task_id, change, versions, time_zone))
 
 
 TASKS = "/api/{user_id}/tasks"

@@ -21,6 +21,7 @@ from service.models import (
     ChangeUndo,
     HistoryEntry,
     Priority,
+    RecurrenceAnchor,
     Status,
     Task,
     TaskComplete,
@@ -45,6 +46,7 @@ REF = "#/components/schemas/"
 ENUMS: dict[str, Json] = {
     "TaskStatus": {"type": "string", "enum": [*get_args(Status)]},
     "TaskPriority": {"type": "string", "enum": [*get_args(Priority)]},
+    "RecurrenceAnchor": {"type": "string", "enum": [*get_args(RecurrenceAnchor)]},
     "TaskField": {"type": "string", "enum": [*FIELDS]},
     "TaskSort": {
         "type": "string",
@@ -121,7 +123,10 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "Server-Timing": ("Milliseconds in total and in the database", {"type": "string"}),
     "Cache-Control": ("", {"const": "private, no-cache"}),
     "Vary": ("", {"type": "string"}),
-    "Location": ("The new task's path", {"type": "string", "format": "uri-reference"}),
+    "Location": (
+        "The new task's path; of a recurring task that is completed, its successor's",
+        {"type": "string", "format": "uri-reference"},
+    ),
     "ETag": (
         "What If-Match and If-None-Match take: a task's version, or the user's counter for a list",
         {"type": "string", "pattern": '^(W/)?"[0-9]+"$'},
@@ -138,7 +143,14 @@ HEADERS: dict[str, tuple[str, Json]] = {
 ALWAYS = ("X-Request-Id", "X-Content-Type-Options", "Server-Timing", "Vary")
 
 EXAMPLES: dict[type[BaseModel], Json] = {
-    TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
+    TaskCreate: {
+        "title": "Buy milk",
+        "description": "Two litres",
+        "priority": "high",
+        "due_date": "2026-11-27",
+        "recurrence": "FREQ=WEEKLY",
+        "tags": ["shopping"],
+    },
     TaskUpdate: {"status": "in_progress"},
     TaskComplete: {"is_completed": True},
     ChangeUndo: {"version": 1763886600124},
@@ -163,6 +175,15 @@ TASK_EXAMPLE: Json = {
     "updated_at": "2026-11-23T08:30:00.123456+00:00",
     "deleted_at": None,
     "version": 1763886600123,
+    "due_date": "2026-11-27",
+    "due_time": None,
+    "due_time_zone": None,
+    "recurrence": "FREQ=WEEKLY;BYDAY=FR",
+    "recurrence_anchor": "due",
+    "recurrence_start": "2026-11-27",
+    "series_id": "0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11",
+    "occurrence": 1,
+    "tags": ["shopping"],
 }
 
 ANSWERS: dict[type[BaseModel], Json] = {
