@@ -56,6 +56,10 @@ language sql immutable parallel safe as $$
 $$;
 alter domain tasks.tags add constraint task_tags_alike check (cardinality(value) < 2 or tasks.are_unlike(value));
 
+comment on column tasks.change.operation is
+    'The request''s: create, update, complete, delete, restore, batch, undo, rename_tag; erase: the task was erased for good,'
+    ' told for 400 days; erased: a change to a task that was erased later, which cannot be undone.';
+
 -- The moment of a time on the clocks of a zone. One that a change of clocks skips is as much later; one that comes twice is
 -- the first of the two, where PostgreSQL takes the second.
 create function tasks.moment(p_date date, p_time time, p_zone text) returns timestamptz

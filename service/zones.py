@@ -18,14 +18,11 @@ def is_zone(name: str) -> bool:
     return name in ZONES
 
 
-def nearest(name: str, but: str | None = None) -> str | None:
-    """Returns the name of a zone that may have been meant, or None: `Europe/Berlin` for `europe/berlin`.
-
-    That it is this name itself can be ruled out.
-    """
+def nearest(name: str) -> str | None:
+    """Returns the name of a zone that may have been meant, or None: `Europe/Berlin` for `europe/berlin`."""
     start = name[: 2 * _LENGTH].lower()  # a longer one is like none, and costs time
-    like = (_IN_SMALL_LETTERS[found] for found in get_close_matches(start, _IN_SMALL_LETTERS, n=2))
-    return next((found for found in like if found != but), None)
+    like = get_close_matches(start, _IN_SMALL_LETTERS, n=1)
+    return _IN_SMALL_LETTERS[like[0]] if like else None
 
 
 def today(zone: str, now: datetime) -> date:

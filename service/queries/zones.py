@@ -1,16 +1,15 @@
-"""Which time zones the database knows: its tz database may be older than the service's, or the system's."""
+"""The time zones that PostgreSQL knows."""
 
 from service.db.coalescer import Coalescer
 from service.queries import read
 
 ZONE_KNOWN = read("zones/zone_known")
 
-_known: dict[str, bool] = {}  # at most all names for which `zones.is_zone` is true
+_known: dict[str, bool] = {}  # at most one for each zone of the pinned tz database
 
 
 async def is_known(db: Coalescer, name: str) -> bool:
-    """Returns whether the database knows the time zone, for which `zones.is_zone` is true; asks it once a process."""
+    """Returns whether PostgreSQL knows this zone, for which zones.is_zone() is true; asks it once for each name."""
     if name not in _known:
-        (found,) = await db.fetch(ZONE_KNOWN, [name])
-        _known[name] = name in found
+        (_known[name],) = await db.fetch(ZONE_KNOWN, name)
     return _known[name]

@@ -10,11 +10,12 @@ from hashlib import sha256
 from typing import get_args
 from urllib.parse import quote, urlencode
 
-from service import tags, zones
-from service.models import UUID, Priority, Status, Task
+from service import tags
+from service.models import TAG_PATTERN, UUID, Priority, Status, Task
 from service.queries.tasks import PageKey, Search
-from service.web.errors import Problem, invalid, shown
+from service.web.errors import invalid
 from service.web.parameters import Json, Parameter, read_parameters, sent_parameters, whole_number
+from service.web.zones import TIME_ZONE
 
 SORTS = ("created_at", "updated_at", "completed_at", "due", "title", "priority", "status")
 LARGEST_PAGE = 1000
@@ -91,23 +92,6 @@ def _due(value: str) -> str:
     return value
 
 
-def _time_zone(value: str) -> str:
-    if not zones.is_zone(value):
-        raise ValueError("the name of a time zone in the tz database, like Europe/Berlin" + _hint(zones.nearest(value)))
-    return value
-
-
-def _hint(near: str | None) -> str:
-    return f" (did you mean {near}?)" if near else ""
-
-
-def zone_not_in_database(name: str) -> Problem:
-    """Returns the 422 for a time zone that the service knows and the database does not."""
-    hint = _hint(zones.nearest(name, but=name))
-    message = f"Input should be the name of a time zone that the database knows too{hint}, not {shown(name)}"
-    return invalid(["query", "time_zone"], message, "invalid")
-
-
 def _tags(value: str) -> list[str]:
     try:
         found = sorted({tags.written(tag) for tag in value.split(",")})
@@ -136,7 +120,7 @@ TAGS_SCHEMA: Json = {
     "type": "array",
     "minItems": 1,
     "maxItems": MOST_TAGS,
-    "items": {"type": "string", "maxLength": tags.LONGEST, "pattern": r"^[^,\u0000]+$"},
+    "items": {"type": "string", "maxLength": tags.LONGEST, "pattern": TAG_PATTERN},
 }
 
 
@@ -177,13 +161,10 @@ PARAMETERS: dict[str, Parameter] = {
         "which is today and the six days after; `none`: without a date. All but `none` need `time_zone`, and their "
         "list has no `ETag`, as it changes with time",
         {"type": "string", "enum": [*DUE]},
-        "today",
+        "none",
     ),
-    "time_zone": Parameter(
-        _time_zone,
-        "where `due` is to be told: the name of a zone in the tz database",
-        {"type": "string"},
-        "Europe/Berlin",
+    "time_zone": replace(
+        TIME_ZONE, description="where `due` is told, which all but `none` need: the name of a zone in the tz database"
     ),
     "tags": Parameter(_tags, "any of these, without regard to case", TAGS_SCHEMA, ["home", "garden"]),
     "tags_all": Parameter(_tags, "all of these, without regard to case", TAGS_SCHEMA, ["home", "garden"]),
@@ -220,9 +201,6 @@ def read_search(query_string: bytes, user_id: str) -> Search:
     if search.is_told_by_the_clock and search.time_zone is None:
         message = f"Field required: due={search.due} is another day in another time zone; like Europe/Berlin"
         raise invalid(["query", "time_zone"], message, "missing")
-    if search.due is None and search.time_zone is not None:
-        message = "Should be left out without `due`, which it is for: nothing else in a list depends on a time zone"
-        raise invalid(["query", "time_zone"], message, "unused")
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
 
 

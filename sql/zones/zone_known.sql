@@ -1,3 +1,3 @@
--- zone_known.sql: which of these time zones PostgreSQL knows, as an array. Run once a process and name, beside what is asked.
--- $1 text[]: the names
-select array(select name from unnest($1::text[]) name where tasks.is_time_zone(name)) as known
+-- zone_known.sql: whether PostgreSQL has a time zone of this name, in this spelling.
+-- $1 text: the name
+select tasks.is_time_zone($1) as is_known

@@ -18,7 +18,7 @@ from service.db import embedded
 from service.db.address import parse_address
 from service.db.coalescer import Statement
 from service.db.migrations import migrate
-from service.queries import changes, purge, schema, zones
+from service.queries import changes, purge, schema, tags, zones
 from service.queries import tasks as queries
 from service.queries.tasks import Search
 from service.web.search import DUE, SORTS
@@ -27,7 +27,7 @@ from tests.conftest import ROOT, User, empty_database, eventually, watched
 SQL = ROOT / "sql"
 LOADED = {
     value.sql: value
-    for module in (queries, changes, purge, schema, zones)
+    for module in (queries, changes, purge, schema, tags, zones)
     for value in vars(module).values()
     if isinstance(value, Statement)
 }
@@ -60,6 +60,7 @@ NEVER = datetime(2101, 1, 1, tzinfo=UTC)
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "change_feed": (0, 1000, None),
     "change_history": ("{task}", None, 1000),
+    "tag_list": (None,),
     "task_find": ("{task}", None),
     "task_list": (None,),
     "task_search": (
@@ -87,6 +88,8 @@ WRITES: list[tuple[str, tuple[Any, ...]]] = [
     ("purge_keys", (["key"], NEVER)),
     ("purge_changes", (NEVER, NEVER, 1000)),
     ("undo_change", ("{version}",)),
+    ("rename_tag", ("home", "Garden")),
+    ("rename_tag", ("home", None)),
 ]
 each_write = pytest.mark.parametrize(("name", "arguments"), WRITES, ids=[name for name, _ in WRITES])
 each_mode = pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
@@ -539,6 +542,8 @@ PASTED: list[tuple[str, tuple[Any, ...]]] = [
     ("insert_task", (LOCK_TIMEOUT, "{new}", '{"title": "Title"}', "key", r"\\x" + bytes(32).hex())),
     ("change_task", (LOCK_TIMEOUT, "update", "{task}", '{"title": "Changed"}', "{{version}}")),
     ("undo_change", (LOCK_TIMEOUT, "{version}")),
+    ("rename_tag", (LOCK_TIMEOUT, "home", "garden")),
+    ("tag_list", ("{}",)),
     ("run_batch", (LOCK_TIMEOUT, json.dumps(BATCH[:3]), "true", "false")),
     ("purge_tasks", (LOCK_TIMEOUT, "{}", "infinity")),
     ("purge_keys", (LOCK_TIMEOUT, "{}", "infinity")),
