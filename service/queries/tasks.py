@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -40,8 +40,8 @@ class Search:
     updated_before: datetime | None = None
     completed_after: datetime | None = None
     completed_before: datetime | None = None
-    due_after: date | None = None
-    due_before: date | None = None
+    due_after: str | None = None  # a date
+    due_before: str | None = None
     due: str | None = None
     time_zone: str | None = None  # in which `due` is told
     now: datetime | None = None  # by which `due` is told: the present, but in tests

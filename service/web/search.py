@@ -5,13 +5,13 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import get_args
 from urllib.parse import quote, urlencode
 
 from service import tags
-from service.models import TAG_PATTERN, UUID, Priority, Status, Task
+from service.models import TAG_PATTERN, UUID, Priority, Status, Task, calendar_date
 from service.queries.tasks import PageKey, Search
 from service.web.errors import invalid
 from service.web.parameters import Json, Parameter, read_parameters, sent_parameters, whole_number
@@ -25,7 +25,6 @@ DUE = ("overdue", "today", "tomorrow", "week", "none")
 
 # RFC 3339, with an offset. LOST_PLUS: an unencoded + in a URL arrives as a space.
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
-DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
@@ -77,13 +76,11 @@ def _before(value: str) -> datetime:
     return moment + timedelta(microseconds=1) if is_truncated and moment < datetime.max.replace(tzinfo=UTC) else moment
 
 
-def _date(value: str) -> date:
+def _date(value: str) -> str:
     try:
-        if DATE.fullmatch(value):
-            return date.fromisoformat(value)
-    except ValueError:  # no such day
-        pass
-    raise ValueError("a date that the calendar has, like 2026-11-23")
+        return calendar_date(value)
+    except ValueError:
+        raise ValueError("a day of the calendar, like 2026-11-23") from None
 
 
 def _due(value: str) -> str:

@@ -11,13 +11,13 @@ language plpgsql as $$
 declare
     -- in all the spellings that the user's tasks have
     old text[];
-    both text[]; -- old and new ones
+    alike text[]; -- old and new ones
 begin
     perform tasks.lock_account(p_user, p_lock_timeout);
     select
         array_agg(s.tag) filter (where s.key = tasks.tag_key(p_from) and s.tag is distinct from p_to),
         array_agg(s.tag)
-    into old, both
+    into old, alike
     from (
         select d.tag, tasks.tag_key(d.tag) as key
         from (select distinct unnest(t.tags) as tag from tasks.task t where t.user_id = p_user) d
@@ -36,9 +36,9 @@ begin
             version = rename_tag.version
         from (
             select o.id, o.tags as before, array(
-                select case when g.tag = any (both) then p_to else g.tag end as tag
+                select case when g.tag = any (alike) then p_to else g.tag end as tag
                 from unnest(o.tags) with ordinality as g (tag, place)
-                where p_to is not null or g.tag <> all (both)
+                where p_to is not null or g.tag <> all (alike)
                 group by 1
                 order by min(g.place)
             ) as tags

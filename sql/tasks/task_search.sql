@@ -22,8 +22,8 @@
 -- $19 integer: how many tasks at most; null for all
 -- $20 text[]: the fields to answer with; null for all
 -- $21 boolean: whether to count the tasks that match, on whatever page
--- $22 date: due after, or null
--- $23 date: due before, or null
+-- $22 text: due after this date, or null; as text, since asyncpg takes the first and the last date for infinite ones
+-- $23 text: due before this date, or null
 -- $24 text: overdue, today, tomorrow, week or none: what is due then; or null
 -- $25 timestamptz: the moment by which $24 is told; null where none is needed
 -- $26 text: the time zone in which $24 is told, likewise
@@ -105,7 +105,7 @@ with known as materialized (
                 array_position(array['pending', 'in_progress', 'completed'], status) * case when $15 then -1 else 1 end
             when 'due' then coalesce(
                 (due_date - date '2000-01-01') * case when $15 then -100000 else 100000 end::bigint
-                    + coalesce(extract(epoch from due_time) * case when $15 then -1 else 1 end, 99999)::bigint,
+                    + coalesce(abs(extract(epoch from due_time) - case when $15 then 86400 else 0 end), 99999)::bigint,
                 9223372036854775807
             )
             else coalesce(
@@ -131,8 +131,8 @@ with known as materialized (
         and ($10::timestamptz is null or updated_at < $10)
         and ($11::timestamptz is null or completed_at > $11)
         and ($12::timestamptz is null or completed_at < $12)
-        and ($22::date is null or due_date > $22)
-        and ($23::date is null or due_date < $23)
+        and ($22::text is null or due_date > $22::text::date)
+        and ($23::text is null or due_date < $23::text::date)
         and case
             when $24::text is null then true
             when $24 = 'none' then due_date is null

@@ -129,7 +129,7 @@ class Filled:
 
 async def fill_for(connection: asyncpg.Connection, user: str, task: UUID, trashed: UUID) -> Filled:
     """Gives the user a task with a key, and one in the trash."""
-    fields = '{"title": "Same title", "priority": "low"}'
+    fields = '{"title": "Same title", "priority": "low", "tags": ["home", "garden"]}'
     await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, trashed, fields, None, None)
     await connection.fetch(CALLS["change_task"], user, LOCK_TIMEOUT, "delete", trashed, None, None)
     _, version, _ = await connection.fetchval(CALLS["insert_task"], user, LOCK_TIMEOUT, task, fields, "key", bytes(32))
@@ -200,7 +200,7 @@ async def test_a_statement_reads_its_own_user_only(connection: asyncpg.Connectio
 
 
 def found_in(row: asyncpg.Record) -> Any:
-    return next(row[name] for name in ("task", "tasks", "entries") if name in row.keys())  # noqa: SIM118  (a record)
+    return next(row[name] for name in ("task", "tasks", "tags", "entries") if name in row.keys())  # noqa: SIM118  (a record)
 
 
 # Writes ---------------------------------------------------------------------------------------------------------------
@@ -294,6 +294,8 @@ def outcomes(row: asyncpg.Record) -> set[Any]:
     """Returns what became of a call: the words, or the number of those that it has erased."""
     if "outcomes" in row.keys():  # noqa: SIM118  (a record)
         return set(row["outcomes"])
+    if [*row.keys()] == ["version", "tasks"]:
+        return {row["tasks"]}
     return {row[0][0] if isinstance(row[0], tuple) else row[0]}
 
 
@@ -308,8 +310,8 @@ async def big_table(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         opened: Any = await asyncpg.connect(url)
         await opened.execute("insert into tasks.account select 'user-' || n, 50 from generate_series(1, 2000) n")
         await opened.execute("""
-            insert into tasks.task (id, user_id, title, version)
-            select gen_random_uuid(), 'user-' || n % 2000 + 1, 'Title ' || n, n / 2000 + 1
+            insert into tasks.task (id, user_id, title, version, tags)
+            select gen_random_uuid(), 'user-' || n % 2000 + 1, 'Title ' || n, n / 2000 + 1, '{home,work}'
             from generate_series(0, 99999) n
         """)
         await opened.execute(
@@ -566,4 +568,4 @@ async def test_a_statement_can_be_pasted_and_run_with_bind(
     quoted = " ".join(f"'{value}'" for value in [user.id, *filled.fill(arguments)])
     printed = psql(database_url, f"{STATEMENTS.get(name) or CALLS[name]}\n\\bind {quoted} \\g\n")
     assert "(1 row)" in printed
-    assert user.id in printed or name.startswith("purge") or task["id"] in printed
+    assert user.id in printed or task["id"] in printed or name.startswith("purge") or name in ("rename_tag", "tag_list")
