@@ -31,7 +31,9 @@ begin
         return;
     end if;
 
-    successor := row_to_json(found); -- null when there is none
+    if found.id is not null then
+        successor := row_to_json(found);
+    end if;
     if p_before.is_completed or due_date is null then -- a retry, or the end of the rule
         return;
     end if;

@@ -42,7 +42,9 @@ begin
             outcomes := outcomes || result.outcome;
             tasks := tasks || result.task;
             if result.successor is not null then
-                successors[cardinality(outcomes)] := result.successor;
+                successors := successors
+                    || array_fill(null::json, array[cardinality(outcomes) - cardinality(successors) - 1])
+                    || result.successor;
             end if;
         end loop;
         if p_dry_run

@@ -24,7 +24,8 @@ class Support:
 
     def call(self, function: str, *arguments: Any) -> int:
         """Calls the function that writes; returns its number."""
-        places = ", ".join(["%s"] * len(arguments))
+        left = {"insert_task": 7, "change_task": 6}.get(function, len(arguments)) - len(arguments)
+        places = ", ".join(["%s"] * len(arguments) + ["null"] * left)
         with psycopg.connect(self.url) as connection:
             query = f"select version from tasks.{function}(%s, '1s', {places})"  # noqa: S608
             row = connection.execute(query.encode(), (self.user, *arguments)).fetchone()
