@@ -21,7 +21,11 @@ from service.models import (
     ChangeUndo,
     HistoryEntry,
     Priority,
+    RecurrenceAnchor,
     Status,
+    TagCount,
+    TagRename,
+    TagRenamed,
     Task,
     TaskComplete,
     TaskCreate,
@@ -31,13 +35,14 @@ from service.models import (
 )
 from service.web.parameters import Parameter
 from service.web.route import Endpoint, Resource, describe
-from service.web.search import FIELDS, SORTS
+from service.web.search import DUE, FIELDS, SORTS
 
 Json = dict[str, Any]
 
 MODELS: tuple[type[BaseModel], ...] = (
     *(Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult),
     *(ChangesPage, HistoryEntry, ChangeUndo, UndoConflict, UndoResult),
+    *(TagCount, TagRename, TagRenamed),
 )
 REF = "#/components/schemas/"
 
@@ -45,7 +50,9 @@ REF = "#/components/schemas/"
 ENUMS: dict[str, Json] = {
     "TaskStatus": {"type": "string", "enum": [*get_args(Status)]},
     "TaskPriority": {"type": "string", "enum": [*get_args(Priority)]},
+    "RecurrenceAnchor": {"type": "string", "enum": [*get_args(RecurrenceAnchor)]},
     "TaskField": {"type": "string", "enum": [*FIELDS]},
+    "TaskDue": {"type": "string", "enum": [*DUE]},
     "TaskSort": {
         "type": "string",
         "enum": [sign + name for name in SORTS for sign in ("", "-")],
@@ -121,7 +128,10 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "Server-Timing": ("Milliseconds in total and in the database", {"type": "string"}),
     "Cache-Control": ("", {"const": "private, no-cache"}),
     "Vary": ("", {"type": "string"}),
-    "Location": ("The new task's path", {"type": "string", "format": "uri-reference"}),
+    "Location": (
+        "The new task's path; of a recurring task that is completed, its successor's",
+        {"type": "string", "format": "uri-reference"},
+    ),
     "ETag": (
         "What If-Match and If-None-Match take: a task's version, or the user's counter for a list",
         {"type": "string", "pattern": '^(W/)?"[0-9]+"$'},
@@ -138,10 +148,18 @@ HEADERS: dict[str, tuple[str, Json]] = {
 ALWAYS = ("X-Request-Id", "X-Content-Type-Options", "Server-Timing", "Vary")
 
 EXAMPLES: dict[type[BaseModel], Json] = {
-    TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
+    TaskCreate: {
+        "title": "Buy milk",
+        "description": "Two litres",
+        "priority": "high",
+        "due_date": "2026-11-27",
+        "recurrence": "FREQ=WEEKLY",
+        "tags": ["shopping"],
+    },
     TaskUpdate: {"status": "in_progress"},
     TaskComplete: {"is_completed": True},
     ChangeUndo: {"version": 1763886600124},
+    TagRename: {"from": "shopping", "to": "errands"},
     Batch: {
         "operations": [
             {"op": "create", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"title": "Buy milk"}},
@@ -163,6 +181,15 @@ TASK_EXAMPLE: Json = {
     "updated_at": "2026-11-23T08:30:00.123456+00:00",
     "deleted_at": None,
     "version": 1763886600123,
+    "due_date": "2026-11-27",
+    "due_time": None,
+    "due_time_zone": None,
+    "recurrence": "FREQ=WEEKLY;BYDAY=FR",
+    "recurrence_anchor": "due",
+    "recurrence_start": "2026-11-27",
+    "series_id": "0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11",
+    "occurrence": 1,
+    "tags": ["shopping"],
 }
 
 ANSWERS: dict[type[BaseModel], Json] = {
@@ -182,6 +209,8 @@ ANSWERS: dict[type[BaseModel], Json] = {
         "after": {"title": "Buy oat milk"},
     },
     UndoResult: {"version": 1763886600125, "tasks": [TASK_EXAMPLE]},
+    TagCount: {"tag": "shopping", "tasks": 3, "open": 2},
+    TagRenamed: {"version": 1763886600126, "tasks": 3},
 }
 CONFLICTS: dict[type[BaseModel], tuple[str, Json]] = {
     BatchResult: (
