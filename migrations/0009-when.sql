@@ -13,55 +13,14 @@ exception
 end
 $$;
 
-create domain tasks.due_date as date
-    -- the years that have four digits
-    constraint task_due_date_years check (value between '0001-01-01' and '9999-12-31');
-create domain tasks.due_time as time(0)
-    -- PostgreSQL's days have a 24:00, no clock has
-    constraint task_due_time_on_the_clock check (value < '24:00');
-create domain tasks.time_zone as text
-    constraint task_due_time_zone_known check (tasks.is_time_zone(value));
-create domain tasks.recurrence as text
-    constraint task_recurrence_canonical check (
-        value ~ ( -- each part
-            '^FREQ=(DAILY|WEEKLY|MONTHLY|YEARLY)(;INTERVAL=([2-9]|[1-9][0-9]{1,2}))?(;BYMONTH=([1-9]|1[0-2]))?'
-            '(;BYMONTHDAY=(-1|[1-9]|[12][0-9]|3[01])|;BYDAY=(-1|[1-4])?(MO|TU|WE|TH|FR|SA|SU)(,(MO|TU|WE|TH|FR|SA|SU)){0,6})?'
-            '(;WKST=(TU|WE|TH|FR|SA|SU))?'
-            '(;COUNT=[1-9][0-9]{0,3}|;UNTIL=(?!0000)[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?$'
-        )
-        and value ~ ( -- and together; FREQ and INTERVAL alone are for the anchor `completion`
-            '^FREQ=(DAILY[^B]*|WEEKLY[^B]*;BYDAY=[A-Z,]+(;WKST=..)?|MONTHLY[^B]*;BY(MONTHDAY=[-0-9]+|DAY=-?[0-9][A-Z]+)'
-            '|YEARLY[^B]*;BYMONTH=[0-9]+;BY(MONTHDAY=[-0-9]+|DAY=-?[0-9][A-Z]+)|[A-Z]+(;INTERVAL=[0-9]+)?)'
-            '(;(COUNT|UNTIL)=[0-9]+)?$'
-        )
-        and value !~ '^FREQ=(DAILY.*WKST|(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?;(COUNT|UNTIL))'
-    );
-create domain tasks.recurrence_anchor as text
-    constraint task_recurrence_anchor_known check (value in ('due', 'completion'));
-create domain tasks.occurrence as integer
-    constraint task_occurrence_positive check (value >= 1);
-create domain tasks.tags as text[]
-    constraint task_tags_number check (cardinality(value) <= 20)
-    -- nor null, nor an array of arrays
-    constraint task_tags_commas check (
-        cardinality(value) = 0 or (value = string_to_array(array_to_string(value, ','), ',')) is true or value = '{""}'
-    )
-    constraint task_tags_length check (
-        cardinality(value) = 0 or array_to_string(value, ',') ~ '^[^,]{1,50}(,[^,]{1,50})*$'
-    )
-    -- Unicode's white space, as for titles
-    constraint task_tags_trimmed check (
-        cardinality(value) = 0
-        or array_to_string(value, ',') !~ (
-            '(^|,)[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
-            '|[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000](,|$)'
-        )
-    )
-    -- But for the planes that still get letters: PostgreSQL and the service may know them from different years.
-    constraint task_tags_normalized check (
-        cardinality(value) = 0
-        or regexp_replace(array_to_string(value, ','), '[\U00010000-\U0010ffff]', ',', 'g') is nfc normalized
-    );
+-- Without checks on the domains yet, this writes no row: where a domain has one, PostgreSQL writes the table anew.
+create domain tasks.due_date as date;
+create domain tasks.due_time as time(0);
+create domain tasks.time_zone as text;
+create domain tasks.recurrence as text;
+create domain tasks.recurrence_anchor as text;
+create domain tasks.occurrence as integer;
+create domain tasks.tags as text[];
 
 alter table tasks.task
     add column due_date tasks.due_date,
@@ -73,6 +32,49 @@ alter table tasks.task
     add column series_id uuid,
     add column occurrence tasks.occurrence,
     add column tags tasks.tags not null default '{}';
+
+-- the years that have four digits
+alter domain tasks.due_date add constraint task_due_date_years check (value between '0001-01-01' and '9999-12-31');
+-- PostgreSQL's days have a 24:00, no clock has
+alter domain tasks.due_time add constraint task_due_time_on_the_clock check (value < '24:00');
+alter domain tasks.time_zone add constraint task_due_time_zone_known check (tasks.is_time_zone(value));
+alter domain tasks.recurrence add constraint task_recurrence_canonical check (
+    value ~ ( -- each part
+        '^FREQ=(DAILY|WEEKLY|MONTHLY|YEARLY)(;INTERVAL=([2-9]|[1-9][0-9]{1,2}))?(;BYMONTH=([1-9]|1[0-2]))?'
+        '(;BYMONTHDAY=(-1|[1-9]|[12][0-9]|3[01])|;BYDAY=(-1|[1-4])?(MO|TU|WE|TH|FR|SA|SU)(,(MO|TU|WE|TH|FR|SA|SU)){0,6})?'
+        '(;WKST=(TU|WE|TH|FR|SA|SU))?'
+        '(;COUNT=[1-9][0-9]{0,3}|;UNTIL=(?!0000)[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?$'
+    )
+    and value ~ ( -- and together; FREQ and INTERVAL alone are for the anchor `completion`
+        '^FREQ=(DAILY[^B]*|WEEKLY[^B]*;BYDAY=[A-Z,]+(;WKST=..)?|MONTHLY[^B]*;BY(MONTHDAY=[-0-9]+|DAY=-?[0-9][A-Z]+)'
+        '|YEARLY[^B]*;BYMONTH=[0-9]+;BY(MONTHDAY=[-0-9]+|DAY=-?[0-9][A-Z]+)|[A-Z]+(;INTERVAL=[0-9]+)?)'
+        '(;(COUNT|UNTIL)=[0-9]+)?$'
+    )
+    and value !~ '^FREQ=(DAILY.*WKST|(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?;(COUNT|UNTIL))'
+);
+alter domain tasks.recurrence_anchor add constraint task_recurrence_anchor_known check (value in ('due', 'completion'));
+alter domain tasks.occurrence add constraint task_occurrence_positive check (value >= 1);
+alter domain tasks.tags add constraint task_tags_number check (cardinality(value) <= 20);
+-- nor null, nor an array of arrays
+alter domain tasks.tags add constraint task_tags_commas check (
+    cardinality(value) = 0 or (value = string_to_array(array_to_string(value, ','), ',')) is true or value = '{""}'
+);
+alter domain tasks.tags add constraint task_tags_length check (
+    cardinality(value) = 0 or array_to_string(value, ',') ~ '^[^,]{1,50}(,[^,]{1,50})*$'
+);
+-- Unicode's white space, as for titles
+alter domain tasks.tags add constraint task_tags_trimmed check (
+    cardinality(value) = 0
+    or array_to_string(value, ',') !~ (
+        '(^|,)[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
+        '|[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000](,|$)'
+    )
+);
+-- But for the planes that still get letters: PostgreSQL and the service may know them from different years.
+alter domain tasks.tags add constraint task_tags_normalized check (
+    cardinality(value) = 0
+    or regexp_replace(array_to_string(value, ','), '[\U00010000-\U0010ffff]', ',', 'g') is nfc normalized
+);
 
 -- A field that another one needs. The first condition is all that a task without a due date pays.
 create or replace function tasks.check_task(p_task tasks.task) returns boolean
