@@ -1,6 +1,6 @@
 """The accounts of users: to erase one, and to lift all counters after a backup was restored.
 
-Both work in small steps, while the service serves. Two at once are safe, and the next one finishes what was interrupted.
+Both work in small steps, while the service serves. Two at once are safe; the next finishes what was interrupted.
 """
 
 import asyncio

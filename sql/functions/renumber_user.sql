@@ -7,12 +7,14 @@ create or replace function tasks.renumber_user(p_user text, p_lock_timeout text)
 language plpgsql as $$
 declare
     number bigint;
+    lifted bigint;
 begin
     perform tasks.lock_account(p_user, p_lock_timeout);
     select greatest(a.version + 1000000, floor(extract(epoch from clock_timestamp()) * 1000)::bigint) into number
     from tasks.account a
     where a.user_id = p_user;
     update tasks.account a set version = number, erased_floor = number where a.user_id = p_user;
-    return case when found then 1 else 0 end;
+    get diagnostics lifted = row_count;
+    return lifted;
 end
 $$;

@@ -246,7 +246,10 @@ def test_version(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["serv"], ["'serv'", "'serve'", "'migrate'", "'purge'", "'undo'", "'erase'", "'renumber'", "'token'", "'psql'"]),
+        (
+            ["serv"],
+            ["'serv'", "'serve'", "'migrate'", "'purge'", "'undo'", "'erase'", "'renumber'", "'token'", "'psql'"],
+        ),
         (["serve", "--port", "9000"], ["'--port' is unknown", "environment variables, as in PORT=8001 python -m"]),
         (["migrate", "now"], ["'now' is unknown"]),
         (["token"], ["required: USER", "token --help"]),
