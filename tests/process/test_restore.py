@@ -4,6 +4,7 @@ Also what those who wait see when a counter falls, which it does then.
 """
 
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ import pytest
 from service.db import embedded
 from service.db.address import parse_address
 from service.db.migrations import migrate
-from tests.conftest import Served, serving, wait_until
+from tests.conftest import Served, empty_database, serving, wait_until
+from tests.docs.pages import blocks
 from tests.feed import Stream, apply, counter_in, tasks_in
 from tests.processes import Client, Postgres, external, own_folder, pgexec, run_service
 
@@ -200,6 +202,27 @@ def test_after_a_restore_to_a_point_in_time_no_number_means_anything_else(tmp_pa
         ]
         assert counter_in(postgres.url, idle.user) > lost_copy
         assert "Traceback" not in service.log.read_text()
+
+
+def test_a_dump_is_restored_as_the_documents_say(tmp_path: Path, database_url: str) -> None:
+    found = {block.text.split()[0]: block.text for block in blocks("docs/operations.md", "sh")}
+    with empty_database(database_url) as dumped, empty_database(database_url) as restored:
+        migrate(parse_address(dumped))
+        with serving(tmp_path, **external(dumped)) as service:
+            client = Client(service)
+            task = created(client, "In the dump")
+            for program, url in (("pg_dump", dumped), ("pg_restore", restored)):
+                environment = {"DATABASE_URL": url, "PATH": f"{embedded.PROGRAMS}:/usr/bin:/bin"}
+                subprocess.run(["sh", "-c", found[program]], cwd=tmp_path, env=environment, check=True)
+            lost = created(client, "Lost")
+        assert run_service(tmp_path, "migrate", **external(restored)).stdout.startswith("nothing to apply")
+        assert run_service(tmp_path, "renumber", **external(restored)).stdout == "renumbered 1 user\n"
+        with serving(tmp_path, **external(restored)) as service:
+            client = Client(service, client.user)
+            assert client.titles() == ["In the dump"]
+            assert ask(client, "changes", since=lost["version"]).status_code == 410
+            assert undo(client, task["version"]) == 200
+            assert created(client, "Afterwards")["version"] > lost["version"]
 
 
 # renumber -------------------------------------------------------------------------------------------------------------
