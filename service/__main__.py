@@ -1,4 +1,4 @@
-"""python -m service: serve (the default), migrate, purge, undo, token, psql."""
+"""python -m service: serve (the default), migrate, purge, undo, erase, renumber, token, psql."""
 
 import argparse
 import asyncio
@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,7 +26,8 @@ from service.db.coalescer import Coalescer, waited
 from service.db.migrations import Blocked, connect, migrate
 from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
-from service.models import BIGGEST_VERSION
+from service.models import BIGGEST_VERSION, USER_ID_LENGTH
+from service.queries.accounts import erase_user, renumber
 from service.queries.changes import undo_change
 from service.queries.purge import HISTORY_DAYS, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
@@ -131,6 +133,34 @@ def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_erase(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
+    """Erases all that the user has, as the API does, and says how much that was."""
+    log.set_up(settings.log_level, settings.log_format)
+    user = arguments.user
+    with _database(settings) as address:
+        try:
+            erased = asyncio.run(_with_database(settings, address, lambda db: erase_user(db, user)))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
+    print(
+        f"erased {_counted(erased.tasks, 'task')}, {_counted(erased.keys, 'retry key')}"
+        f" and {_counted(erased.changes, 'history entry', 'history entries')} of user {user!r}"
+    )
+    return 0
+
+
+def run_renumber(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
+    """Lifts all counters after a backup was restored, and says how many."""
+    log.set_up(settings.log_level, settings.log_format)
+    with _database(settings) as address:
+        try:
+            renumbered = asyncio.run(_with_database(settings, address, renumber))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
+    print(f"renumbered {_counted(renumbered, 'user')}")
+    return 0
+
+
 def run_token(settings: Settings, arguments: argparse.Namespace) -> int:
     """Prints a token for the user."""
     print(_token(settings, arguments.user))
@@ -204,6 +234,13 @@ def _version(text: str) -> int:
     return int(text)
 
 
+def _user(text: str) -> str:
+    """Returns the user's id; raises what argparse makes a message of."""
+    if not 1 <= len(text) <= USER_ID_LENGTH or re.search("[\ud800-\udfff]", text):  # surrogates: it is not UTF-8
+        raise argparse.ArgumentTypeError(f"1 to {USER_ID_LENGTH} characters in UTF-8, not {text!r}")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line in the place of a whole usage."""
@@ -266,6 +303,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     undo.add_argument("user", metavar="USER", help="the user's id")
     undo.add_argument("version", metavar="VERSION", type=_version, help="the number of the change")
+    erase = add(
+        "erase",
+        run_erase,
+        load_database,
+        "erase a user: all that the user has",
+        "Erases for good all that the user has: tasks, trash, history and keys of retries, as DELETE /api/USER does. It"
+        " asks nothing first and cannot be undone. It is safe to repeat, also while the service serves.",
+    )
+    erase.add_argument("user", metavar="USER", type=_user, help="the user's id")
+    add(
+        "renumber",
+        run_renumber,
+        load_database,
+        "after a backup was restored: give no number twice",
+        "Lifts the counters of all users beyond every number that was given after the backup that you have restored, so"
+        " that no client takes an old number for a new one: all of them fetch their tasks anew. To be run before the"
+        " service serves again. It is safe to repeat, also while the service serves.",
+    )
     token = add(
         "token",
         run_token,

@@ -12,7 +12,7 @@ from service.auth.tokens import Tokens
 from service.db.coalescer import Coalescer
 from service.db.pool import Pool
 from service.queries.changes import watch_counters
-from service.routes import batch, changes, docs, health, missing, tags, tasks
+from service.routes import account, batch, changes, docs, health, missing, tags, tasks
 from service.settings import Settings
 from service.web.application import Service
 from service.web.openapi import document
@@ -38,7 +38,10 @@ def create_app(settings: Settings) -> Starlette:
         watching.cancel()
         await app.state.db.close()
 
-    routes = [*tasks.routes, *batch.routes, *changes.routes, *tags.routes, *health.routes, *docs.routes]
+    routes = [
+        *(*tasks.routes, *batch.routes, *changes.routes, *tags.routes, *account.routes),
+        *(*health.routes, *docs.routes),
+    ]
     app = Service(routes, missing.no_route, lifespan, settings)
     app.state.settings = settings
     app.state.openapi = document(app.routes)

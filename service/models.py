@@ -513,6 +513,17 @@ class BatchResult(BaseModel):
     results: list[BatchResultItem]
 
 
+# The account ----------------------------------------------------------------------------------------------------------
+
+
+class UserErase(_Part):
+    """Says that the user is to be erased."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["confirm"]})  # missing or wrong, the handler says it
+
+    confirm: SkipValidation[str] = Field(default=NOT_SENT, description="the user's id, as the token has it")
+
+
 # Changes --------------------------------------------------------------------------------------------------------------
 
 

@@ -33,8 +33,9 @@ async def read_feed(
     db: Coalescer, user_id: str, since: int, limit: int, if_none_match: list[str] | None = None
 ) -> Feed:
     """Returns what has changed after the number `since`; at most so many tasks, but for the rest of a change."""
+    known = db.hub.counters.get(user_id)
     feed = Feed(*await db.fetch(CHANGE_FEED, user_id, since, limit, if_none_match))
-    db.hub.tell(user_id, feed.counter)
+    db.hub.tell(user_id, feed.counter, known)
     return feed
 
 
@@ -44,15 +45,16 @@ async def watch_counters(db: Coalescer) -> None:
         await asyncio.sleep(WATCH_SECONDS)
         if db.hub.counters:
             waited.set([])
+            known = db.hub.counters.copy()
             try:
-                found = await db.fetch(CHANGE_COUNTERS, [*db.hub.counters], [*db.hub.counters.values()])
+                found = await db.fetch(CHANGE_COUNTERS, [*known], [*known.values()])
             except Unavailable:
                 continue  # whoever waits for a change of this second gets it in a later one
             except Exception:  # nobody would find out that this has ended
                 logger.exception("the counters could not be read")
                 continue
             for user_id, version in zip(*found, strict=True):
-                db.hub.tell(user_id, version)
+                db.hub.tell(user_id, version, known[user_id])
 
 
 async def read_history(db: Coalescer, user_id: str, task_id: str | None, before: int | None, limit: int) -> bytes:

@@ -32,6 +32,7 @@ from service.models import (
     TaskUpdate,
     UndoConflict,
     UndoResult,
+    UserErase,
 )
 from service.web.parameters import Parameter
 from service.web.route import Endpoint, Resource, describe
@@ -42,7 +43,7 @@ Json = dict[str, Any]
 MODELS: tuple[type[BaseModel], ...] = (
     *(Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult),
     *(ChangesPage, HistoryEntry, ChangeUndo, UndoConflict, UndoResult),
-    *(TagCount, TagRename, TagRenamed),
+    *(TagCount, TagRename, TagRenamed, UserErase),
 )
 REF = "#/components/schemas/"
 
@@ -160,6 +161,7 @@ EXAMPLES: dict[type[BaseModel], Json] = {
     TaskComplete: {"is_completed": True},
     ChangeUndo: {"version": 1763886600124},
     TagRename: {"from": "shopping", "to": "errands"},
+    UserErase: {"confirm": "demo"},
     Batch: {
         "operations": [
             {"op": "create", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"title": "Buy milk"}},
@@ -277,10 +279,13 @@ IDEMPOTENCY_KEY: Json = {
 def document(routes: Sequence[BaseRoute]) -> bytes:
     """Returns the document, as JSON, for those of the routes that describe themselves."""
     resources = [route for route in routes if isinstance(route, Resource)]
-    resources.sort(key=lambda route: (not route.path.startswith("/api/"), route.path.count("/")))
+    # first the list and what creates, last what people seldom call
+    resources.sort(
+        key=lambda route: (not route.path.startswith("/api/"), "DELETE" in route.operations, route.path.count("/"))
+    )
     paths = {
         route.path: {method.lower(): _described(route, operation) for method, operation in route.operations.items()}
-        for route in resources  # first the list and what creates, last what people seldom call
+        for route in resources
     }
     _, models = models_json_schema(
         [(model, "validation") for model in MODELS], ref_template=REF + "{model}", schema_generator=_Schemas

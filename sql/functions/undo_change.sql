@@ -29,7 +29,9 @@ begin
         outcome := 'not_found';
         return;
     end if;
-    if p_version <= account.history_floor or exists (
+    if p_version <= account.history_floor or not exists (
+        select from tasks.change c where c.user_id = p_user and c.version = p_version -- lost with what a backup lacks
+    ) or exists (
         select
         from tasks.change c
         left join tasks.task t on t.user_id = p_user and t.id = c.task_id

@@ -427,6 +427,19 @@ async def test_with_an_erased_task_it_is_too_old(user: User, database_url: str) 
     assert (await undo(user, kept["version"])).status_code == 200
 
 
+async def test_a_number_that_a_restored_backup_lacks_is_too_old(user: User, database_url: str) -> None:
+    task = await user.create()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("select tasks.renumber_user(%s, '5s')", [user.id])
+        row = connection.execute("select version from tasks.account where user_id = %s", [user.id]).fetchone()
+    assert row is not None
+    for version in (task["version"] + 1, row[0]):
+        response = await undo(user, version)
+        assert (response.status_code, response.json()) == TOO_OLD
+    assert (await undo(user, row[0] + 1)).status_code == 404
+    assert (await undone(user, task["version"]))["version"] == row[0] + 1
+
+
 async def test_a_row_that_was_deleted_by_hand_is_too_old(user: User, database_url: str) -> None:
     task = await user.create()
     await execute(database_url, "delete from tasks.task where user_id = $1", user.id)
