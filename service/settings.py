@@ -2,7 +2,7 @@
 
 import re
 from ipaddress import IPv6Address, ip_network
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import idna
@@ -30,8 +30,17 @@ USUAL_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}  # the
 HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, without *, which is no wildcard here
 PREFIX = re.compile(r"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+/?")
 
+RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
+UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
 S = TypeVar("S", bound="DatabaseSettings")
+
+
+class Rate(NamedTuple):
+    """A rate limit: so many requests in a window of so many seconds."""
+
+    requests: int
+    seconds: int
 
 
 class SettingsError(Exception):
@@ -115,6 +124,16 @@ def proxies(value: str) -> str:
     return value.strip()
 
 
+def rate(value: str) -> Rate:
+    """Returns the rate. Raises ValueError when it is invalid."""
+    found = RATE.fullmatch(lowered(value))
+    if found is None:
+        raise ValueError(
+            "is no rate like 600/minute: a whole number from 1 to 999999999, a slash, and second, minute, hour or day"
+        )
+    return Rate(int(found[1]), UNITS[found[2]])
+
+
 def lowered(value: str) -> str:
     """Returns the word in lower case, without surrounding white space."""
     return value.strip().lower()
@@ -166,6 +185,7 @@ class Settings(DatabaseSettings):
     web_concurrency: int = Field(default=1, ge=1)
     cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(header_names)] = ()
     root_path: Annotated[str, AfterValidator(path_prefix)] = ""
+    rate_limit: Annotated[InstanceOf[Rate] | None, NoDecode, BeforeValidator(rate)] = None
     keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
 

@@ -23,6 +23,7 @@ from service.models import (
 from service.queries import tasks
 from service.queries.tasks import Operation
 from service.web.errors import MOST_ENTRIES, Invalid, Wrong, shown
+from service.web.limit import charge_operations
 from service.web.request import read_batch, refuse_query, validated
 from service.web.responses import FAILED, JsonResponse
 from service.web.route import Resource, describe
@@ -54,6 +55,7 @@ async def run_batch(request: Request) -> Response:
     user_id = await authenticate(request)
     refuse_query(request)
     batch = validated(await read_batch(request), Batch)
+    charge_operations(request, user_id, len(batch.operations))
     changes = _changes(_operations(batch))
     operations = [change for change in changes if isinstance(change, Operation)]
     dry_run = batch.dry_run or (batch.atomic and len(operations) < len(changes))  # what fails is told, nothing is kept

@@ -26,7 +26,8 @@ from service.settings import Settings
 from service.web import log
 from service.web.errors import Problem, shown, unavailable
 from service.web.forwarded import FORWARDED, Proxies, use_forwarded
-from service.web.responses import error_response
+from service.web.limit import RateLimit
+from service.web.responses import API_HEADERS, Headers, error_response
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,11 @@ REQUEST_HEADERS = (
     *("traceparent", "tracestate", "baggage", "sentry-trace"),  # tracing by W3C and Sentry, which pages send by default
 )
 EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, X-Request-Id, X-Total-Count, Idempotent-Replayed, Server-Timing"
+LIMIT_HEADERS = ", RateLimit, RateLimit-Policy"  # exposed, too, when there is a rate limit
 PREFLIGHT_SECONDS = 24 * 60 * 60
 STRANGERS = 100  # origins that are not listed, at most as many are logged
 
-Headers = list[tuple[bytes, bytes]]
 NoRoute = Callable[[HTTPException, Request], Awaitable[Problem]]  # turns the router's 404 and 405 into a Problem
-API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
 # For the pages, which load from and talk to this service alone; Swagger UI's styles have images as data URLs.
 # Everything outside /api/ has it, so that no page can be without it.
 CONTENT_SECURITY_POLICY = (
@@ -72,6 +72,7 @@ class Service(Starlette):
         super().__init__(routes=routes, lifespan=lifespan)
         self._no_route = no_route
         self.router.redirect_slashes = False  # a path with a trailing slash is another path
+        self.limit = None if settings.rate_limit is None else RateLimit(settings.rate_limit)
         self._prefix = settings.root_path
         self._proxies = Proxies(settings.forwarded_allow_ips)
         self._unlisted: set[str] = set()
@@ -80,11 +81,12 @@ class Service(Starlette):
             "Access-Control-Allow-Headers": ", ".join([*REQUEST_HEADERS, *settings.cors_headers]),
             "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
         }
+        exposed = EXPOSED_HEADERS + (LIMIT_HEADERS if self.limit else "")
         self._cors: dict[bytes, Headers] = {
             origin.encode(): [
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
-                (b"access-control-expose-headers", EXPOSED_HEADERS.encode()),
+                (b"access-control-expose-headers", exposed.encode()),
             ]
             for origin in settings.frontend_url
         }
