@@ -15,6 +15,7 @@ from service.queries.changes import watch_counters
 from service.routes import batch, changes, docs, health, missing, tasks
 from service.settings import Settings
 from service.web.application import Service
+from service.web.metrics import Metrics
 from service.web.openapi import document
 
 
@@ -43,7 +44,8 @@ def create_app(settings: Settings) -> Starlette:
     app.state.settings = settings
     app.state.openapi = document(app.routes)
     app.state.tokens = Tokens(settings.secret, settings.jwt_issuer, settings.jwt_audience, published)
-    app.state.db = Coalescer(
-        Pool(settings.address(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
-    )
+    pool = Pool(settings.address(), settings.db_pool_min, settings.db_pool_max, settings.db_statement_cache)
+    app.state.db = Coalescer(pool)
+    if settings.metrics_port is not None:
+        app.metrics = Metrics(app.state.db, pool)
     return app

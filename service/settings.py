@@ -182,12 +182,21 @@ class Settings(DatabaseSettings):
     frontend_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(origins)] = ("http://localhost:3000",)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
     cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(header_names)] = ()
     root_path: Annotated[str, AfterValidator(path_prefix)] = ""
     rate_limit: Annotated[InstanceOf[Rate] | None, NoDecode, BeforeValidator(rate)] = None
     keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
+
+    @field_validator("metrics_port")
+    @classmethod
+    def is_another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        """Rejects the port that the API has."""
+        if port and port == info.data.get("port"):
+            raise ValueError(f"is {port}, as PORT is: the metrics have a port of their own")
+        return port
 
     @field_validator("better_auth_secret")
     @classmethod

@@ -27,6 +27,7 @@ from service.web import log
 from service.web.errors import Problem, shown, unavailable
 from service.web.forwarded import FORWARDED, Proxies, use_forwarded
 from service.web.limit import RateLimit
+from service.web.metrics import Metrics
 from service.web.responses import API_HEADERS, Headers, error_response
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Service(Starlette):
         self._no_route = no_route
         self.router.redirect_slashes = False  # a path with a trailing slash is another path
         self.limit = None if settings.rate_limit is None else RateLimit(settings.rate_limit)
+        self.metrics: Metrics | None = None  # None: requests are not counted
         self._prefix = settings.root_path
         self._proxies = Proxies(settings.forwarded_allow_ips)
         self._unlisted: set[str] = set()
@@ -124,10 +126,12 @@ class Service(Starlette):
             await error_response(problem)(scope, receive, exchange.send)
         finally:
             waited.reset(token)
-            exchange.write_log()
+            exchange.end(self.metrics)
 
     async def _problem_of(self, error: Exception, request: Request) -> Problem | None:
         """Returns the problem to respond with; None when the error is a bug."""
+        if self.metrics is not None:
+            self.metrics.refuse(error)
         match error:
             case Problem():
                 return error
@@ -213,19 +217,18 @@ class _Exchange:
             headers += self.cors
         await self._send(message)
 
-    def write_log(self) -> None:
-        """Logs the request."""
+    def end(self, metrics: Metrics | None) -> None:
+        """Logs and counts the request, where that is wanted."""
+        if log.requests is None and metrics is None:
+            return
+        method, route = self._scope["method"], self._scope.get("route")
+        total, database = self._milliseconds(), sum(self.waits)
         if log.requests is not None:
-            route = self._scope.get("route")
-            log.requests.add(
-                self._scope["method"],
-                route.path if route else "-",
-                self.status,
-                self._milliseconds(),
-                sum(self.waits),
-                self._scope.get("user_id"),
-                self.request_id,
-            )
+            path = route.path if route else "-"
+            user = self._scope.get("user_id")
+            log.requests.add(method, path, self.status, total, database, user, self.request_id)
+        if metrics is not None:
+            metrics.add(method, route.path if route else "", self.status, total / 1000, database / 1000)
 
     def _milliseconds(self) -> float:
         return (time.perf_counter() - self._started) * 1000
