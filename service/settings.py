@@ -1,11 +1,13 @@
 """The settings, read once from the environment into a frozen object; one message names all errors."""
 
+import os
 import re
 from ipaddress import IPv6Address, ip_network
 from typing import Annotated, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import idna
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -253,7 +255,28 @@ class Settings(DatabaseSettings):
 
 def load() -> Settings:
     """Reads the environment and `.env`. Raises SettingsError, which names all errors."""
-    return _load(Settings)
+    settings = _load(Settings)
+    for name, value in dotenv_values(".env").items():
+        if name.startswith("OTEL_") and value:
+            os.environ.setdefault(name, value)  # where OpenTelemetry reads them
+    wants_traces()
+    return settings
+
+
+def wants_traces() -> bool:
+    """Returns whether OpenTelemetry's variables ask for traces. Raises SettingsError when they ask for others."""
+    found = {name: value.strip().lower() for name, value in os.environ.items() if name.startswith("OTEL_") and value}
+    exporter = found.get("OTEL_TRACES_EXPORTER", "otlp")
+    if not found or found.get("OTEL_SDK_DISABLED") == "true" or exporter == "none":
+        return False
+    if exporter != "otlp":
+        raise SettingsError(f"OTEL_TRACES_EXPORTER: Input should be 'otlp' or 'none', not {exporter!r}")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if name in found:
+            if found[name] != "http/protobuf":
+                raise SettingsError(f"{name}: Input should be 'http/protobuf', not {found[name]!r}")
+            break
+    return True
 
 
 def load_database() -> DatabaseSettings:
