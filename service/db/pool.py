@@ -59,6 +59,10 @@ class Unavailable(Exception):
     """The database did not answer; the message is for the log."""
 
 
+class Overloaded(Unavailable):
+    """The call would come too late, or did not come at all, since others wait before it."""
+
+
 class SchemaBehind(Unavailable):
     """The database answers, and lacks a table, a column or a function: run `python -m service migrate`."""
 
@@ -115,6 +119,21 @@ class Pool:
             raise self._after_error(connection, error) from None
         self._put_back(connection)
         return rows
+
+    @property
+    def idle(self) -> int:
+        """How many connections nobody uses."""
+        return len(self._idle)
+
+    @property
+    def used(self) -> int:
+        """How many connections are in use, those that are being closed included."""
+        return self._open - self._connecting - len(self._idle)
+
+    @property
+    def pending(self) -> int:
+        """How many wait for a connection."""
+        return sum(not waiter.done() for waiter in self._waiting)
 
     def close_idle(self) -> None:
         """Closes connections that have been idle for long, down to the minimum."""

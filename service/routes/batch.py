@@ -24,6 +24,7 @@ from service.models import (
 from service.queries import tasks
 from service.queries.tasks import Operation, Written
 from service.web.errors import MOST_ENTRIES, Invalid, Problem, Wrong, shown
+from service.web.limit import charge_operations
 from service.web.request import read_batch, validated
 from service.web.responses import FAILED, JsonResponse, refusal
 from service.web.route import Resource, describe
@@ -64,6 +65,7 @@ async def run_batch(request: Request) -> Response:
     user_id = await authenticate(request)
     time_zone = await read_time_zone(request)
     batch = validated(await read_batch(request), Batch)
+    charge_operations(request, user_id, len(batch.operations))
     db = request.app.state.db
     changes = [await _with_known_zone(db, change) for change in _changes(_operations(batch))]
     operations = [change for change in changes if isinstance(change, Operation)]

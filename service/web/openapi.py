@@ -78,7 +78,7 @@ BEARER: Json = {
 }
 
 # What every operation below /api/ can answer, and what those with a body can.
-API_ERRORS = (401, 422, 431, 500, 503)
+API_ERRORS = (401, 422, 429, 431, 500, 503)
 BODY_ERRORS = (400, 408, 413, 415)
 HEALTH_ERRORS = (422, 431, 500)
 
@@ -110,6 +110,10 @@ ERRORS: dict[int, tuple[str, Any]] = {
                 "type": "string_too_long",
             }
         ],
+    ),
+    429: (
+        "The user's rate limit, where the service has one, is reached; ask again after Retry-After",
+        "Too many requests",
     ),
     431: ("Request line and headers are over 32 KiB together", "Request headers too large: 40000 bytes, at most 32768"),
     500: ("A bug; the log has what the answer has not", "Internal server error"),
@@ -145,7 +149,17 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "X-Total-Count": ("With `count=true`: how many tasks match", {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("", {"const": "Bearer"}),
     "Retry-After": ("Seconds to wait", {"type": "string", "pattern": "^[0-9]+$"}),
+    "RateLimit-Policy": (
+        'Where the service has a rate limit: so many requests (`q`) in so many seconds (`w`), `"default";q=600;w=60`',
+        {"type": "string", "pattern": '^"default";q=[0-9]+;w=[0-9]+$'},
+    ),
+    "RateLimit": (
+        "Where the service has a rate limit: the requests that are left (`r`), and the seconds until all are there "
+        'again (`t`), `"default";r=599;t=60`',
+        {"type": "string", "pattern": '^"default";r=[0-9]+;t=[0-9]+$'},
+    ),
 }
+API_HEADERS = ("Cache-Control", "RateLimit-Policy", "RateLimit")
 ALWAYS = ("X-Request-Id", "X-Content-Type-Options", "Server-Timing", "Vary")
 
 EXAMPLES: dict[type[BaseModel], Json] = {
@@ -442,7 +456,7 @@ def _failure(status: int, described: describe) -> Json:
     if status == 409 and described.conflict is not None:
         schema = described.conflict.__name__
         text, example = CONFLICTS[described.conflict]
-    extra = {401: ("WWW-Authenticate",), 412: ("ETag",), 503: ("Retry-After",)}.get(status, ())
+    extra = {401: ("WWW-Authenticate",), 412: ("ETag",), 429: ("Retry-After",), 503: ("Retry-After",)}.get(status, ())
     return {
         "description": text,
         "headers": _headers(described, extra),
@@ -451,7 +465,7 @@ def _failure(status: int, described: describe) -> Json:
 
 
 def _headers(described: describe, extra: tuple[str, ...]) -> Json:
-    names = ALWAYS + (() if described.health else ("Cache-Control",)) + extra
+    names = ALWAYS + (() if described.health else API_HEADERS) + extra
     return {name: {"$ref": "#/components/headers/" + name} for name in names}
 
 

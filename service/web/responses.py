@@ -31,6 +31,9 @@ LACKS = {
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
+Headers = list[tuple[bytes, bytes]]
+API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
+
 
 class JsonResponse(Response):
     """A response whose body is JSON already. Starlette's class searches the headers for what is always set here."""
