@@ -248,10 +248,14 @@ def _with_needs(schema: dict[str, Any]) -> None:
     _with_agreement(schema)
     for name, needed in NEEDS.items():
         is_set = {"const": "completion"} if name == "recurrence_anchor" else {"type": "string"}
-        schema["dependentSchemas"][name] = {
-            "if": {"properties": {name: is_set}},
-            "then": {"required": [needed], "properties": {needed: {"type": "string"}}},
-        }
+        then = {"properties": {needed: {"type": "string"}}}
+        schema["dependentSchemas"][name] = {"if": {"properties": {name: is_set}}, "then": then}
+
+
+def _with_all_needs(schema: dict[str, Any]) -> None:
+    _with_needs(schema)
+    for name, needed in NEEDS.items():
+        schema["dependentSchemas"][name]["then"]["required"] = [needed]
 
 
 def _canonical(rule: str, due: date, anchor: str) -> str:
@@ -305,7 +309,7 @@ class TaskBody(Body):
 class TaskCreate(TaskBody):
     """A new task. The client may choose its `id`, which makes retries safe."""
 
-    model_config = ConfigDict(json_schema_extra=_with_needs)
+    model_config = ConfigDict(json_schema_extra=_with_all_needs)
 
     id: TaskId = Field(default_factory=lambda: str(uuid4()), description="made by the server when it is not sent")
     title: Title
@@ -327,6 +331,8 @@ class TaskCreate(TaskBody):
 
 class TaskUpdate(TaskBody):
     """The fields to change; others stay. Those that can be null are cleared by it, and with them what needs them."""
+
+    model_config = ConfigDict(json_schema_extra=_with_needs)
 
     id: Ignored = None
     title: Title = NOT_SENT

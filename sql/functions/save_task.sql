@@ -61,7 +61,7 @@ begin
         old := old || ',"deleted_at":' || coalesce(to_json(p_before.deleted_at)::text, 'null');
         new := new || ',"deleted_at":' || coalesce(to_json(p_wanted.deleted_at)::text, 'null');
     end if;
-    if p_before.due_date is not null or p_wanted.due_date is not null then -- else they are null before and after
+    if p_before.due_date is not null or p_wanted.due_date is not null or p_before.id is null then -- else nothing of it differs
         if p_before.due_date is distinct from p_wanted.due_date then
             old := old || ',"due_date":' || coalesce(to_json(p_before.due_date)::text, 'null');
             new := new || ',"due_date":' || coalesce(to_json(p_wanted.due_date)::text, 'null');

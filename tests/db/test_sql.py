@@ -76,14 +76,18 @@ BATCH = [
     {"op": "delete", "id": "{task}"},
     {"op": "restore", "id": "{trashed}"},
 ]
+DONE = '{"title": "Title", "status": "completed", "due_date": "2026-01-31", "recurrence": "FREQ=DAILY"}'
+NEXT = '{"successor": {"id": "{next}", "due_date": "2026-02-01"}}'
 WRITES: list[tuple[str, tuple[Any, ...]]] = [
-    ("insert_task", ("{new}", '{"title": "Title"}', None, None)),
-    ("insert_task", ("{new}", '{"title": "Title"}', "another-key", bytes(32))),
-    ("change_task", ("update", "{task}", '{"title": "Changed"}', None)),
-    ("change_task", ("complete", "{task}", None, None)),
-    ("change_task", ("delete", "{task}", None, None)),
-    ("change_task", ("restore", "{trashed}", None, None)),
-    ("run_batch", (json.dumps(BATCH), True, False)),
+    ("insert_task", ("{new}", '{"title": "Title"}', None, None, None)),
+    ("insert_task", ("{new}", '{"title": "Title"}', "another-key", bytes(32), None)),
+    ("insert_task", ("{new}", DONE, None, None, NEXT)),
+    ("change_task", ("update", "{task}", '{"title": "Changed"}', None, None)),
+    ("change_task", ("update", "{task}", '{"due_date": "2026-01-31", "due_time": "09:00"}', None, None)),
+    ("change_task", ("complete", "{task}", None, None, None)),
+    ("change_task", ("delete", "{task}", None, None, None)),
+    ("change_task", ("restore", "{trashed}", None, None, None)),
+    ("run_batch", (json.dumps(BATCH), None, True, False)),
     ("purge_tasks", (["{trashed}"], NEVER)),
     ("purge_keys", (["key"], NEVER)),
     ("purge_changes", (NEVER, NEVER, 1000)),
@@ -123,16 +127,17 @@ class Filled:
             return self.version
         if not isinstance(value, str):
             return value
-        places = {"task": self.task, "trashed": self.trashed, "version": self.version, "new": uuid4()}
+        places = {"task": self.task, "trashed": self.trashed, "version": self.version, "new": uuid4(), "next": uuid4()}
         return re.sub(r"\{(\w+)\}", lambda place: str(places.get(place[1], place[0])), value)
 
 
 async def fill_for(connection: asyncpg.Connection, user: str, task: UUID, trashed: UUID) -> Filled:
     """Gives the user a task with a key, and one in the trash."""
     fields = '{"title": "Same title", "priority": "low", "tags": ["home", "garden"]}'
-    await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, trashed, fields, None, None)
-    await connection.fetch(CALLS["change_task"], user, LOCK_TIMEOUT, "delete", trashed, None, None)
-    _, version, _ = await connection.fetchval(CALLS["insert_task"], user, LOCK_TIMEOUT, task, fields, "key", bytes(32))
+    await connection.fetch(CALLS["insert_task"], user, LOCK_TIMEOUT, trashed, fields, None, None, None)
+    await connection.fetch(CALLS["change_task"], user, LOCK_TIMEOUT, "delete", trashed, None, None, None)
+    sent = user, LOCK_TIMEOUT, task, fields, "key", bytes(32), None
+    _, version, *_ = await connection.fetchval(CALLS["insert_task"], *sent)
     return Filled(task, trashed, version)
 
 
@@ -541,12 +546,12 @@ PASTED: list[tuple[str, tuple[Any, ...]]] = [
             *("-infinity", "infinity", "week", "2026-11-23", "UTC", "{home}", "{home}"),
         ),
     ),
-    ("insert_task", (LOCK_TIMEOUT, "{new}", '{"title": "Title"}', "key", r"\\x" + bytes(32).hex())),
-    ("change_task", (LOCK_TIMEOUT, "update", "{task}", '{"title": "Changed"}', "{{version}}")),
+    ("insert_task", (LOCK_TIMEOUT, "{new}", '{"title": "Title"}', "key", r"\\x" + bytes(32).hex(), "{}")),
+    ("change_task", (LOCK_TIMEOUT, "update", "{task}", '{"title": "Changed"}', "{{version}}", "{}")),
     ("undo_change", (LOCK_TIMEOUT, "{version}")),
     ("rename_tag", (LOCK_TIMEOUT, "home", "garden")),
     ("tag_list", ("{}",)),
-    ("run_batch", (LOCK_TIMEOUT, json.dumps(BATCH[:3]), "true", "false")),
+    ("run_batch", (LOCK_TIMEOUT, json.dumps(BATCH[:3]), "[]", "true", "false")),
     ("purge_tasks", (LOCK_TIMEOUT, "{}", "infinity")),
     ("purge_keys", (LOCK_TIMEOUT, "{}", "infinity")),
     ("purge_changes", (LOCK_TIMEOUT, "-infinity", "-infinity", 1000)),

@@ -69,7 +69,7 @@ def test_it_undoes_and_says_what(support: Support) -> None:
 def test_a_batch_is_undone_as_a_whole(support: Support) -> None:
     ids = sorted(uuid4() for _ in range(2))
     operations = ", ".join(f'{{"op": "create", "id": "{one}", "task": {{"title": "x"}}}}' for one in ids)
-    version = support.call("run_batch", f"[{operations}]", True, False)
+    version = support.call("run_batch", f"[{operations}]", None, True, False)
     assert support.undo(version) == (0, f"undone as change {version + 1}: {ids[0]}, {ids[1]}\n", "")
     assert support.tasks() == [("x", "pending", False, version + 1)] * 2
 
