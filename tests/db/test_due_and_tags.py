@@ -42,7 +42,7 @@ async def test_a_task_s_json_is_what_postgresql_makes_of_the_row(connection: asy
         "back\\slash",
         "tab\tand\nline",
         "\x01\x1f\x7f",
-        "é 京 🎉 \u2028",
+        "é 京 🎉 \u2028x",
         "</script>",
         "{}",
     ]
