@@ -7,7 +7,10 @@
 create or replace function tasks.rename_tag(
     p_user text, p_lock_timeout text, p_from text, p_to text, out version bigint, out tasks bigint
 )
-language plpgsql as $$
+language plpgsql
+-- A plan that is left from when the table was small would compare each of ten thousand tasks with each.
+set enable_nestloop = off
+as $$
 declare
     -- in all the spellings that the user's tasks have
     old text[];
