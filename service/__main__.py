@@ -32,6 +32,7 @@ from service.queries.changes import undo_change
 from service.queries.purge import HISTORY_DAYS, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 from service.web import log, server
+from service.web.metrics import Board, exposed
 from service.web.openapi import service_version
 
 TOKEN_HOURS = 12
@@ -76,11 +77,11 @@ def main() -> None:
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or Ctrl+C."""
     log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address, _listening_socket(settings) as listener:
+    with _database(settings) as address, _listening_socket(settings) as listener, _metrics(settings) as (board, port):
         if settings.database_url is None:
             migrate(address)
-        print(_welcome(settings, listener), flush=True)
-        server.run(create_app, settings, listener)
+        print(_welcome(settings, listener, port), flush=True)
+        server.run(create_app, settings, listener, board)
     return 0
 
 
@@ -355,11 +356,16 @@ def _database(settings: DatabaseSettings) -> Iterator[Address]:
             raise Failure(f"The database {address} refuses: {str(error).strip()}{hint}") from None
 
 
-@contextmanager
-def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
-    host, port = settings.host.removeprefix("[").removesuffix("]"), settings.port
+def _host(settings: Settings) -> str:
+    host = settings.host.removeprefix("[").removesuffix("]")
     if host == "*":
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (it is what was asked for)
+    return host
+
+
+@contextmanager
+def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
+    host, port = _host(settings), settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # `::` is IPv4, too: what containers and platforms expect of it
@@ -368,6 +374,24 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
         raise Failure(_why_not_listening(error, settings)) from None
     with listener:
         yield listener
+
+
+@contextmanager
+def _metrics(settings: Settings) -> Iterator[tuple[Board | None, int | None]]:
+    """Yields the board for the metrics, and the port that it is read on; None for both without METRICS_PORT."""
+    if settings.metrics_port is None:
+        yield None, None
+        return
+    board = Board()
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(exposed(board, _host(settings), settings.metrics_port))
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise Failure(
+                f"Cannot listen on HOST {settings.host}, METRICS_PORT {settings.metrics_port}: {why}"
+            ) from None
+        yield board, port
 
 
 def _why_not_listening(error: OSError | UnicodeError, settings: Settings) -> str:
@@ -383,7 +407,7 @@ def _why_not_listening(error: OSError | UnicodeError, settings: Settings) -> str
             return f"Cannot listen on HOST {host}, PORT {port}: {getattr(error, 'strerror', None) or 'it is no host'}"
 
 
-def _welcome(settings: Settings, listener: socket.socket) -> str:
+def _welcome(settings: Settings, listener: socket.socket, metrics_port: int | None) -> str:
     host, port = listener.getsockname()[:2]
     served = address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if host in EVERYWHERE:  # which browsers do not open
@@ -394,6 +418,8 @@ def _welcome(settings: Settings, listener: socket.socket) -> str:
         f"  docs   {address}/docs",
         f"  psql   {python} -m service psql",
     ]
+    if metrics_port is not None:
+        lines.append(f"  metrics {address.rpartition(':')[0]}:{metrics_port}/metrics")
     if settings.database_url is None:
         lines += [
             f"  try    curl -i {address}/api/{DEMO_USER}/tasks -H 'Content-Type: application/json' \\",

@@ -60,6 +60,11 @@ class Hub:
             for watch in self._watches[user_id]:
                 watch.wake()
 
+    @property
+    def streams(self) -> int:
+        """How many streams there are."""
+        return sum(map(len, self._streams.values()))
+
     def close(self) -> None:
         """Ends all waiting, now and later: the process is about to end."""
         self._is_closed = True

@@ -494,7 +494,8 @@ async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: Us
     await transaction.start()
     for task, title in zip(tasks, ("y", "Buy milk", "x"), strict=False):
         await holder.execute(
-            "select * from tasks.change_task($1, '1s', 'update', $2, jsonb_build_object('title', $3::text))",
+            "select * from tasks.change_task("
+            "$1, '1s', 'update', $2, jsonb_build_object('title', $3::text), null, null, null)",
             user.id,
             task["id"],
             title,
@@ -510,7 +511,7 @@ async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: Us
     transaction = holder.transaction()
     await transaction.start()
     last = await holder.fetchval(
-        "select version from tasks.change_task($1, '1s', 'delete', $2)", user.id, tasks[4]["id"]
+        "select version from tasks.change_task($1, '1s', 'delete', $2, null, null, null, null)", user.id, tasks[4]["id"]
     )
     waiting = asyncio.create_task(undo(user, last))
     await eventually(lambda: waiting_for_the_account(holder))
