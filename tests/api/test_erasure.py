@@ -224,7 +224,15 @@ async def test_it_is_the_only_method_of_its_path(user: User) -> None:
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+async def floor(connection: Any) -> AsyncIterator[None]:
+    """Has the next test's users begin at the clock again: the row is one for all."""
+    yield
+    await connection.execute("update tasks.number_floor set number = 0")
+
+
 @pytest.mark.parametrize("ahead", [0, 3_600_000_000])
+@pytest.mark.usefixtures("floor")
 async def test_numbers_go_on_above_the_old_ones(connection: Any, user: User, ahead: int) -> None:
     task = await user.create()
     # as far ahead of the clock as no user gets; and the clock may be set back
@@ -243,7 +251,6 @@ async def test_numbers_go_on_above_the_old_ones(connection: Any, user: User, ahe
     assert (await changes(user, 0)).json()["tasks"] == [again]
     undone = await user.client.post(f"/api/{user.id}/undo", headers=user.headers, json={"version": task["version"]})
     assert undone.status_code == 404
-    await connection.execute("update tasks.number_floor set number = 0")  # of this database, which others use
 
 
 # In between -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from service.models import BIGGEST_VERSION, UndoConflict, UndoResult
 from tests.conftest import User, eventually, watched
+from tests.feed import counter_in
 
 Json = dict[str, Any]
 TOO_OLD = (410, {"detail": "Too old to undo"})
@@ -429,15 +430,13 @@ async def test_with_an_erased_task_it_is_too_old(user: User, database_url: str) 
 
 async def test_a_number_that_a_restored_backup_lacks_is_too_old(user: User, database_url: str) -> None:
     task = await user.create()
-    with psycopg.connect(database_url) as connection:
-        connection.execute("select tasks.renumber_user(%s, '5s')", [user.id])
-        row = connection.execute("select version from tasks.account where user_id = %s", [user.id]).fetchone()
-    assert row is not None
-    for version in (task["version"] + 1, row[0]):
+    await execute(database_url, "select tasks.renumber_user($1, '5s')", user.id)
+    counter = counter_in(database_url, user.id)
+    for version in (task["version"] + 1, counter):
         response = await undo(user, version)
         assert (response.status_code, response.json()) == TOO_OLD
-    assert (await undo(user, row[0] + 1)).status_code == 404
-    assert (await undone(user, task["version"]))["version"] == row[0] + 1
+    assert (await undo(user, counter + 1)).status_code == 404
+    assert (await undone(user, task["version"]))["version"] == counter + 1
 
 
 async def test_a_row_that_was_deleted_by_hand_is_too_old(user: User, database_url: str) -> None:
