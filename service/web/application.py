@@ -222,13 +222,13 @@ class _Exchange:
         if log.requests is None and metrics is None:
             return
         method, route = self._scope["method"], self._scope.get("route")
-        total, database = self._milliseconds(), sum(self.waits)
-        if log.requests is not None:
-            path = route.path if route else "-"
-            user = self._scope.get("user_id")
-            log.requests.add(method, path, self.status, total, database, user, self.request_id)
+        path = route.path if route else ""
+        milliseconds, database_ms = self._milliseconds(), sum(self.waits)
         if metrics is not None:
-            metrics.add(method, route.path if route else "", self.status, total / 1000, database / 1000)
+            metrics.add(method, path, self.status, milliseconds, database_ms)
+        if log.requests is not None:
+            user = self._scope.get("user_id")
+            log.requests.add(method, path or "-", self.status, milliseconds, database_ms, user, self.request_id)
 
     def _milliseconds(self) -> float:
         return (time.perf_counter() - self._started) * 1000

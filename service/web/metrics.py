@@ -28,6 +28,7 @@ METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "PO
 REFUSALS = ("database", "overload", "protocol", "rate_limit")
 # OpenTelemetry's, and two below them: most requests take less than its smallest
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+REQUEST_MS = tuple(1000 * seconds for seconds in REQUEST_SECONDS)
 
 Snapshot = dict[str, Series]  # by the family's name
 Publish = Callable[[Snapshot], None]
@@ -93,21 +94,21 @@ class Metrics:
         self._pool = pool
         self._round_trips = db.round_trips = RoundTrips()
         # By method, route and status: how many requests are in each bucket, how many above all, the sum of their
-        # seconds, and of those in the database. A request costs one look-up and three additions.
+        # milliseconds, and of those in the database. A request costs one look-up and three additions.
         self._requests: dict[tuple[str, str, int], list[float]] = {}
         self._refused: Series = {(reason,): [0] for reason in REFUSALS}
 
-    def add(self, method: str, route: str, status: int, seconds: float, database_seconds: float) -> None:
+    def add(self, method: str, route: str, status: int, milliseconds: float, database_ms: float) -> None:
         """Counts a request; the route is its pattern, or empty when the path has none."""
         found = self._requests.get((method, route, status))
         if found is None:
             if method not in METHODS:
-                self.add(OTHER_METHOD, route, status, seconds, database_seconds)
+                self.add(OTHER_METHOD, route, status, milliseconds, database_ms)
                 return
             found = self._requests[method, route, status] = [0] * (len(REQUEST_SECONDS) + 1) + [0.0, 0.0]
-        found[bisect_left(REQUEST_SECONDS, seconds)] += 1
-        found[-2] += seconds
-        found[-1] += database_seconds
+        found[bisect_left(REQUEST_MS, milliseconds)] += 1
+        found[-2] += milliseconds
+        found[-1] += database_ms
 
     def refuse(self, error: Exception) -> None:
         """Counts the request as refused, if that is what the error means."""
@@ -132,8 +133,8 @@ class Metrics:
         requests: Series = {}
         database_seconds: Series = {}
         for (method, route, status), numbers in self._requests.items():
-            requests[method, route, str(status) if status else ""] = numbers[:-1]
-            database_seconds.setdefault((method, route), [0.0])[0] += numbers[-1]
+            requests[method, route, str(status) if status else ""] = [*numbers[:-2], numbers[-2] / 1000]
+            database_seconds.setdefault((method, route), [0.0])[0] += numbers[-1] / 1000
         refused = self._refused | {("protocol",): [getattr(server_state, "refused_requests", 0)]}
         return {
             "http_server_request_duration_seconds": requests,

@@ -94,6 +94,10 @@ WRONG: list[tuple[dict[str, str], list[str]]] = [
             "06/day",
         )
     ),
+    ({"METRICS_PORT": "8000"}, ["METRICS_PORT: is 8000, as PORT is"]),
+    ({"PORT": "9000", "METRICS_PORT": "9000"}, ["METRICS_PORT: is 9000, as PORT is"]),
+    ({"METRICS_PORT": "65536"}, ["METRICS_PORT: ", "65535"]),
+    ({"METRICS_PORT": "-1", "RATE_LIMIT": "x"}, ["METRICS_PORT: ", "greater than or equal to 0", "RATE_LIMIT: "]),
     ({"KEEP_ALIVE": "0"}, ["KEEP_ALIVE: ", "greater than or equal to 1"]),
     ({"KEEP_ALIVE": "86401"}, ["KEEP_ALIVE: ", "less than or equal to 86400"]),
     ({"LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, ["LOG_LEVEL: ", "'warning'", "LOG_FORMAT: ", "'json'"]),
