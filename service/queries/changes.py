@@ -5,7 +5,7 @@ import logging
 from typing import NamedTuple
 
 from service.db.coalescer import Coalescer, waited
-from service.db.pool import Unavailable
+from service.db.pool import NodeUnavailable, Unavailable
 from service.queries import call, read
 
 CHANGE_COUNTERS = read("changes/change_counters")
@@ -45,14 +45,20 @@ async def watch_counters(db: Coalescer) -> None:
         if db.hub.counters:
             waited.set([])
             try:
-                found = await db.fetch(CHANGE_COUNTERS, [*db.hub.counters], [*db.hub.counters.values()])
+                await _look(db, [*db.hub.counters.items()])
+            except NodeUnavailable:  # who is on another node is told nevertheless
+                await asyncio.gather(*(_look(db, [one]) for one in db.hub.counters.items()), return_exceptions=True)
             except Unavailable:
                 continue  # whoever waits for a change of this second gets it in a later one
             except Exception:  # nobody would find out that this has ended
                 logger.exception("the counters could not be read")
-                continue
-            for user_id, version in zip(*found, strict=True):
-                db.hub.tell(user_id, version)
+
+
+async def _look(db: Coalescer, counters: list[tuple[str, int]]) -> None:
+    """Tells the hub which of these users' counters have moved."""
+    users, versions = zip(*counters, strict=True)
+    for user_id, version in zip(*await db.fetch(CHANGE_COUNTERS, [*users], [*versions]), strict=True):
+        db.hub.tell(user_id, version)
 
 
 async def read_history(db: Coalescer, user_id: str, task_id: str | None, before: int | None, limit: int) -> bytes:
