@@ -267,7 +267,7 @@ def _install_functions(address: Address) -> bool:
         connection.execute(_functions())
         connection.execute(
             "insert into tasks.installed_functions values (%s)"
-            " on conflict (hash) do update set installed_at = clock_timestamp()",
+            " on conflict (hash) do update set installed_at = excluded.installed_at",
             (known_functions(),),
         )
     return True
@@ -284,7 +284,9 @@ def _distribute(address: Address, done: list[str]) -> None:
         for name, is_user_s in connection.execute(TABLES).fetchall():
             if is_user_s:
                 together = "none" if name == "tasks.account" else "tasks.account"
-                connection.execute("select create_distributed_table(%s, 'user_id', colocate_with => %s)", (name, together))
+                connection.execute(
+                    "select create_distributed_table(%s, 'user_id', colocate_with => %s)", (name, together)
+                )
             else:
                 connection.execute("select create_reference_table(%s)", (name,))
             # the rows are on the nodes now, and still here, where nobody sees them
