@@ -81,6 +81,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
+def kind(database_url: str) -> str:
+    """What the tests run on: `citus`, `pooler` (in transaction mode), or `postgres`."""
+    with psycopg.connect(database_url) as connection:
+        if connection.execute("select from pg_extension where extname = 'citus'").fetchone() is not None:
+            return "citus"
+    return "postgres"
+
+
+@pytest.fixture(autouse=True)
+def _suitable(request: pytest.FixtureRequest) -> None:
+    """Skips what cannot hold on this database, with the reason that the test gives."""
+    for mark in request.node.iter_markers("not_on"):
+        kind, reason = mark.args
+        if request.getfixturevalue("kind") == kind:
+            pytest.skip(f"not on {kind}: {reason}")
+
+
+@pytest.fixture(scope="session")
 def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a PostgreSQL that holds the current schema: that of --database-url, or an embedded one."""
     if url := request.config.getoption("database_url"):
