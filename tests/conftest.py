@@ -250,6 +250,14 @@ async def watched(connection: Any, query: str, *arguments: Any) -> Any:
     return await connection.fetchval(query, *arguments)
 
 
+async def is_blocked(connection: Any, pid: int) -> Any:
+    """Returns whether the session of this server process waits for a lock; on Citus, on whatever node."""
+    if await connection.fetchval("select to_regclass('citus_stat_activity')") is None:
+        return await watched(connection, "select cardinality(pg_blocking_pids($1)) > 0", pid)
+    query = "select count(*) from citus_stat_activity where wait_event_type = 'Lock' and global_pid % 10000000000 = $1"
+    return await watched(connection, query, pid)
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[Served]:
     """The service behind a real uvicorn, on the tests' database."""
