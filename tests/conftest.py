@@ -81,12 +81,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def kind(database_url: str) -> str:
-    """What the tests run on: `citus`, `pooler` (in transaction mode), or `postgres`."""
+def kinds(database_url: str) -> set[str]:
+    """What the database of --database-url is that the embedded one is not: `citus`, `older`, a `pooler`."""
     with psycopg.connect(database_url) as connection:
-        if connection.execute("select from pg_extension where extname = 'citus'").fetchone() is not None:
-            return "citus"
-    return "postgres"
+        query = "select from pg_extension where extname = 'citus'"
+        is_citus = connection.execute(query).fetchone() is not None
+        is_older = connection.info.server_version < 180000
+        (pid,) = connection.execute("select pg_backend_pid()").fetchone() or (0,)
+        is_pooler = pid != connection.info.backend_pid
+    return {name for name, is_so in (("citus", is_citus), ("older", is_older), ("pooler", is_pooler)) if is_so}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +97,7 @@ def _suitable(request: pytest.FixtureRequest) -> None:
     """Skips what cannot hold on this database, with the reason that the test gives."""
     for mark in request.node.iter_markers("not_on"):
         kind, reason = mark.args
-        if request.getfixturevalue("kind") == kind:
+        if kind in request.getfixturevalue("kinds"):
             pytest.skip(f"not on {kind}: {reason}")
 
 
@@ -103,7 +106,7 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a PostgreSQL that holds the current schema: that of --database-url, or an embedded one."""
     if url := request.config.getoption("database_url"):
         prepare(url)
-        yield url if "?" in url else url + "?"  # tests append options
+        yield url if "?" in url else url + "?sslmode=prefer"  # tests append options
         return
     # Not in pytest's own temporary folder: each pytest that starts closes that folder to all users but its own, and
     # root's PostgreSQL runs as another one.
