@@ -363,7 +363,7 @@ class Coalescer:
         if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW) or (is_repeatable and not call.is_retry):
             trip.requeue()
         elif is_node_lost:
-            trip.queues[0].note_cost(SHARED_WORK)  # while its node is away, it spoils no shared round trips
+            trip.queues[0].lane = ALONE  # while its node is away, it spoils no shared round trips
             call.end(None, NodeUnavailable(str(error).partition("\n")[0]))
         elif is_locked:
             call.reject("somebody holds a lock on the user's account or task")
