@@ -15,8 +15,9 @@ TASK_FIND = read("tasks/task_find")
 TASK_LIST = read("tasks/task_list")
 TASK_SEARCH = read("tasks/task_search")
 # With all arguments: one that is left to its default would also fit a later version's function, which has more.
-INSERT_TASK = call("select * from tasks.insert_task($1, $2, $3, $4, $5, $6, null)")
-CHANGE_TASK = call("select * from tasks.change_task($1, $2, $3, $4, $5, $6, null)")
+# `select * from` would cost 2 to 10 µs more: PostgreSQL would put the row away, and read it again.
+INSERT_TASK = call("select tasks.insert_task($1, $2, $3, $4, $5, $6, null)")
+CHANGE_TASK = call("select tasks.change_task($1, $2, $3, $4, $5, $6, null)")
 RUN_BATCH = call("select * from tasks.run_batch($1, $2, $3, $4, $5)")
 
 PageKey = tuple[int, str, str]  # the rank, name and id by which a task has its place in a list
@@ -119,7 +120,8 @@ async def insert_task(db: Coalescer, user_id: str, task: TaskCreate, key: str | 
 
 
 async def _write(db: Coalescer, statement: Statement, user_id: str, *arguments: Any) -> Written:
-    written = Written(*await db.fetch(statement, user_id, *arguments))
+    (answer,) = await db.fetch(statement, user_id, *arguments)
+    written = Written(*answer)
     if written.outcome in ("created", "changed"):
         db.hub.tell(user_id, written.version or 0)
     return written

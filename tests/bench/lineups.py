@@ -34,11 +34,13 @@ class Stage:
     folder: Path
     timing: Timing
 
-    def ground(self, users: int = USERS) -> Ground:
-        """Returns a newly seeded database."""
+    def ground(self, users: int = USERS, checkout: Path = database.ROOT) -> Ground:
+        """Returns a newly seeded database, with the checkout's schema."""
         users_file = self.folder / f"users-{users}"
         database.write_users(users_file, users)
-        return Ground(self.server, database.seed(self.server, f"tasks_{users}", users), users, users_file)
+        return Ground(
+            self.server, database.seed(self.server, f"{checkout.name}_{users}", users, checkout), users, users_file
+        )
 
     def start(self, name: str, ground: Ground, **settings: str) -> Running:
         """Returns the started peer."""
@@ -58,8 +60,11 @@ def standard(stage: Stage, names: list[str], connections: int, before: list[Path
     running = {name: stage.start(name, ground) for name in names if name in PEERS}
     same_answers(running["service"], [running[name] for name in running if name not in ("service", "empty")])
     peers = [running[name] for name in running if name != "empty"]
-    peers += [replace(stage.start("service", ground, PYTHONPATH=str(path)), title=path.name) for path in before]
     line_up = {peer.title: stage.measuring(ground, peer) for peer in peers}
+    for path in before:  # each with its own schema: what a change costs may be there
+        its_ground = stage.ground(checkout=path)
+        peer = replace(stage.start("service", its_ground, PYTHONPATH=str(path)), title=path.name)
+        line_up[peer.title] = stage.measuring(its_ground, peer)
 
     def empty(workload: str, connections: int, seed: int) -> Sample | None:
         return (

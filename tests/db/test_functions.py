@@ -279,14 +279,14 @@ async def compare(connection: Any, calls: list[Any]) -> None:
         match kind, arguments:
             case "create", [task, new, key, request]:
                 sent = user, "1s", task, json.dumps(new), key, key and request
-                outcome, number, answer = await connection.fetchrow(CREATE, *sent)
+                outcome, number, answer = await connection.fetchval(CREATE, *sent)
                 expected = model.create(loaded(answer), task, new, key, request)
                 assert (outcome, number, loaded(answer)) == expected
             case "change", [what, task, fields, if_match]:
                 patch = patch_of(what, fields)
                 versions = if_match and [version(which, task) for which in if_match]
                 sent = user, "1s", what, task, None if patch is None else json.dumps(patch), versions
-                outcome, number, answer = await connection.fetchrow(CHANGE, *sent)
+                outcome, number, answer = await connection.fetchval(CHANGE, *sent)
                 expected = model.change(loaded(answer), what, task, patch, versions)
                 assert (outcome, number, loaded(answer)) == expected
             case "batch", [operations, atomic, dry_run]:
@@ -410,19 +410,25 @@ def batch(user: str, what: str, lock_timeout: str = "5s") -> Answer:
     return BATCH, user, lock_timeout, json.dumps(operations), True, False
 
 
+async def answer_to(session: Any, call: Answer) -> Answer:
+    """Returns what a call answers, whether it comes as one value or as columns."""
+    row = await session.fetchrow(*call)
+    return row[0] if isinstance(row[0], tuple) else tuple(row)
+
+
 async def meet(sessions: tuple[Any, Any], call: Answer, other: Answer, end: str = "commit") -> Answer:
     """Makes one call in a transaction; returns what the other one answers, which has to wait until that ends."""
     first, second = sessions
     await first.execute("begin")
     await first.fetchrow(*call)
-    waiting = asyncio.create_task(second.fetchrow(*other))
+    waiting = asyncio.create_task(answer_to(second, other))
     await eventually(lambda: is_blocked(first, second.get_server_pid()))
     await first.execute(end)
-    return tuple(await waiting)
+    return await waiting
 
 
 async def test_an_update_that_waited_keeps_what_was_written_meanwhile(sessions: tuple[Any, Any], user: str) -> None:
-    _, version, _ = await sessions[0].fetchrow(*create(user))
+    _, version, _ = await answer_to(sessions[0], create(user))
     update = change(user, "update", '{"description": "d"}')
     outcome, number, task = await meet(sessions, change(user, "update", '{"title": "y"}'), update)
     assert (outcome, number) == ("changed", version + 2)
@@ -432,7 +438,7 @@ async def test_an_update_that_waited_keeps_what_was_written_meanwhile(sessions: 
 async def test_if_match_is_compared_with_the_version_that_was_committed_meanwhile(
     sessions: tuple[Any, Any], user: str
 ) -> None:
-    _, version, _ = await sessions[0].fetchrow(*create(user))
+    _, version, _ = await answer_to(sessions[0], create(user))
     update, if_match = change(user, "complete"), change(user, "complete", None, [str(version)])
     assert await meet(sessions, update, if_match) == ("other_version", version + 1, None)
     if_match = change(user, "complete", None, [str(version + 1)])
@@ -444,7 +450,7 @@ async def test_of_two_creates_with_the_same_key_one_is_replayed(
     sessions: tuple[Any, Any], user: str, has_account: bool
 ) -> None:
     if has_account:
-        await sessions[0].fetchrow(*create(user))
+        await answer_to(sessions[0], create(user))
     first, second = create(user, IDS[1], "key"), create(user, IDS[2], "key")
     outcome, version, task = await meet(sessions, first, second)
     assert (outcome, json.loads(task)["id"], json.loads(task)["version"]) == ("replayed", IDS[1], version)
@@ -460,7 +466,7 @@ async def test_of_two_creates_with_the_same_id_one_finds_it_taken(
     sessions: tuple[Any, Any], user: str, has_account: bool
 ) -> None:
     if has_account:
-        await sessions[0].fetchrow(*create(user))
+        await answer_to(sessions[0], create(user))
     both = create(user, IDS[1]), create(user, IDS[1])
     assert await meet(sessions, *both) == ("exists", None, None)
     found = await stored(sessions[0], user)
@@ -474,14 +480,14 @@ async def test_the_first_two_writes_of_a_user_have_two_numbers(sessions: tuple[A
 
 
 async def test_a_batch_that_waited_sees_what_was_committed_meanwhile(sessions: tuple[Any, Any], user: str) -> None:
-    _, version, _ = await sessions[0].fetchrow(*create(user))
+    _, version, _ = await answer_to(sessions[0], create(user))
     assert await meet(sessions, change(user, "delete"), batch(user, "update")) == (None, ["not_found"], [None])
     assert (await meet(sessions, change(user, "restore"), batch(user, "update")))[:2] == (version + 3, ["changed"])
     assert await meet(sessions, batch(user, "delete"), change(user, "complete")) == ("not_found", None, None)
 
 
 async def test_a_restore_or_a_purge_that_waited_finds_the_task_restored(sessions: tuple[Any, Any], user: str) -> None:
-    await sessions[0].fetchrow(*create(user))
+    await answer_to(sessions[0], create(user))
     for other, answer in (
         (change(user, "restore"), ("not_found", None, None)),
         ((ERASE_TASKS, user, "5s", [IDS[0]], EVER), (0,)),
@@ -555,14 +561,14 @@ async def test_a_task_that_was_inserted_without_an_account_is_changed_like_any_o
 ) -> None:
     insert = "insert into tasks.task (user_id, id, title, version) values ($1, $2, 'x', 1)"
     await connection.execute(insert, user, IDS[0])
-    assert await connection.fetchrow(*change(user, "restore")) == ("not_found", None, None)
-    assert await connection.fetchrow(*change(user, "complete", None, ["2"])) == ("other_version", 1, None)
-    assert (await connection.fetchrow(*change(user, "update", "{}")))[:2] == ("unchanged", 1)
+    assert await answer_to(connection, change(user, "restore")) == ("not_found", None, None)
+    assert await answer_to(connection, change(user, "complete", None, ["2"])) == ("other_version", 1, None)
+    assert (await answer_to(connection, change(user, "update", "{}")))[:2] == ("unchanged", 1)
     assert (await stored(connection, user)).counter is None, "nothing has changed"
-    assert (await connection.fetchrow(*create(user)))["outcome"] == "exists"
+    assert (await answer_to(connection, create(user)))[0] == "exists"
     for what in ("update", "complete", "delete", "restore"):
         patch = '{"title": "y"}' if what == "update" else None
-        outcome, version, _ = await connection.fetchrow(*change(user, what, patch))
+        outcome, version, _ = await answer_to(connection, change(user, what, patch))
         assert (outcome, version) == ("changed", (await stored(connection, user)).counter)
 
 

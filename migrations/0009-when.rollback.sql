@@ -1,0 +1,16 @@
+alter table tasks.task
+    drop column due_date,
+    drop column due_time,
+    drop column due_time_zone,
+    drop column recurrence,
+    drop column recurrence_anchor,
+    drop column recurrence_start,
+    drop column series_id,
+    drop column occurrence,
+    drop column tags;
+drop domain tasks.due_date;
+drop domain tasks.time_zone;
+drop domain tasks.recurrence;
+drop domain tasks.recurrence_anchor;
+drop domain tasks.tags;
+drop function tasks.is_time_zone;
