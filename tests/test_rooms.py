@@ -5,7 +5,7 @@ import ast
 from tests.conftest import ROOT
 
 SERVICE = ROOT / "service"
-PURE = {"models", "recurrence", "zones"}
+PURE = {"models", "recurrence", "tags", "zones"}
 MAY_USE = {
     "db": set(),
     "queries": {"db"} | PURE,

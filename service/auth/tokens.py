@@ -19,6 +19,7 @@ from starlette.requests import Request
 from service.auth.jwks import ALGORITHMS, PublishedKeys
 from service.models import USER_ID_LENGTH
 from service.web.errors import Problem, invalid, unavailable
+from service.web.limit import charge
 
 LEEWAY = 10  # seconds of clock difference to the issuer
 REMEMBERED = 10_000  # tokens
@@ -137,9 +138,10 @@ class Tokens:
 
 
 async def authenticate(request: Request) -> str:
-    """Returns the user in the path if the token is theirs; raises Problem: 401, 422 or 503.
+    """Returns the user in the path if the token is theirs; raises Problem: 401, 422, 429 or 503.
 
-    `me` is the token's user. This waits only when the token names an unknown published key.
+    `me` is the token's user, and for the rate limit the request is theirs. This waits only when the token names an
+    unknown published key.
     """
     subject, expires = await verified_token(request)
     user_id: str = request.path_params["user_id"]
@@ -155,6 +157,7 @@ async def authenticate(request: Request) -> str:
         raise invalid(["path", "user_id"], "String should not contain the character NUL", "nul")
     request.scope["user_id"] = subject  # for the log
     request.scope["expires"] = expires  # for streams
+    charge(request, subject)
     return subject
 
 

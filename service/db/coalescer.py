@@ -25,22 +25,25 @@ What a shared round trip must also get right:
   A read is retried once.
 - Every call ends within DEADLINE, whatever the database does.
 
-Citus distributes users among nodes. There each write commits by itself, on its user's node, so it has a round trip of its
-own. Reads share them, and one whose node is away is retried alone like any other that fails; the others never notice.
+Citus distributes users among nodes. There each write commits by itself, on its user's node, so it has a round trip of
+its own. Reads share them, and one whose node is away is retried alone, like any that fails; the others never notice.
 """
 
 import asyncio
+import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import asyncpg
 
 from service.db.hub import Hub
-from service.db.pool import NODE_LOST, NodeUnavailable, Pool, Unavailable
+from service.db.pool import NODE_LOST, NodeUnavailable, Overloaded, Pool, Unavailable
+from service.db.statistics import RoundTrips
 
 SHARED, ALONE, SLOW = range(3)
 
@@ -65,6 +68,10 @@ REMEMBERED = 10_000  # expensive queues whose cost is kept while they are empty
 
 STOPPED = (asyncpg.QueryCanceledError, asyncpg.TransactionTimeoutError)
 TOO_LATE = "it was, or would be, queued for too long"
+NONE_FREE = "no connection came free in time"
+OVERLOAD = (TOO_LATE, NONE_FREE)
+
+NAME = re.compile(r"(?:-- |select (?:\* from )?tasks\.)(\w+)")
 
 # Milliseconds that the current request has waited for the database, for the log and Server-Timing
 waited: ContextVar[list[float]] = ContextVar("waited")
@@ -79,6 +86,12 @@ class Statement:
 
     sql: str
     writes: bool
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its file, or of the function that it calls, for metrics and traces."""
+        found = NAME.match(self.sql)
+        return found[1] if found else "other"
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +133,7 @@ class _Call:
 
     def reject(self, reason: str) -> None:
         """Ends the call with Unavailable."""
-        self.end(None, Unavailable(reason))
+        self.end(None, (Overloaded if reason in OVERLOAD else Unavailable)(reason))
 
 
 @dataclass(slots=True, eq=False)
@@ -252,6 +265,7 @@ class Coalescer:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.round_trips: RoundTrips | None = None  # None: they are not counted
         self.hub = Hub()  # notifies those who wait for a user's changes
         slow = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and expensive statements must not take all connections
         self._schedulers = _Scheduler(slow), _Scheduler(slow)  # of reads, and of writes
@@ -300,6 +314,11 @@ class Coalescer:
                 self._loop.call_soon(self._send)
         return call.result
 
+    def waiting_calls(self) -> tuple[int, int]:
+        """Returns how many reads, and how many writes, wait for a round trip."""
+        reads, writes = (sum(len(queue.calls) for queue in each.queues.values()) for each in self._schedulers)
+        return reads, writes
+
     def _send(self) -> None:
         self._is_send_scheduled = False
         for lane in (SHARED, ALONE, SLOW):
@@ -322,6 +341,7 @@ class Coalescer:
 
     async def _run(self, trip: _RoundTrip) -> None:
         trip.task = asyncio.current_task()  # not earlier: a task cancelled before it starts never reaches `finally`
+        number = len(trip.calls)
         try:
             rows = await self._rows(trip)
         except asyncpg.PostgresError as error:
@@ -336,6 +356,8 @@ class Coalescer:
             for call, row in zip(trip.calls, rows, strict=True):
                 call.end(row)
         finally:
+            if self.round_trips is not None:
+                self.round_trips.add(trip.statement.name, number, time.monotonic() - trip.started)
             self._round_trips.remove(trip)
             trip.scheduler.lanes[trip.lane].in_flight -= 1
             for queue in trip.queues:
@@ -401,7 +423,7 @@ class Coalescer:
             self._latency = min(self._latency * 1.02, SHARED_WORK)  # so that a rise of the real one is noticed
             for scheduler in self._schedulers:
                 for queue in scheduler.queues.values():
-                    _reject_overdue(queue.calls, now, "no connection came free in time")
+                    _reject_overdue(queue.calls, now, NONE_FREE)
             for trip in [*self._round_trips]:
                 self._check(trip, now)
             self._send()

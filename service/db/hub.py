@@ -21,12 +21,12 @@ class Watch:
         self.is_ended = False  # nothing more is waited for
 
     async def wait(self, version: int, seconds: float) -> bool:
-        """Returns whether the user's counter is beyond this version, at the latest after so many seconds."""
+        """Returns whether the user's counter is another than this version, at the latest after so many seconds."""
         end = time.monotonic() + seconds
-        while not self.is_ended and self._counters[self._user_id] <= version and (left := end - time.monotonic()) > 0:
+        while not self.is_ended and self._counters[self._user_id] == version and (left := end - time.monotonic()) > 0:
             self._woken = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._woken], timeout=left)
-        return self._counters[self._user_id] > version
+        return self._counters[self._user_id] != version
 
     def end(self) -> None:
         """Ends the waiting."""
@@ -48,12 +48,22 @@ class Hub:
         self._streams: dict[str, list[Watch]] = {}
         self._is_closed = False
 
-    def tell(self, user_id: str, version: int) -> None:
-        """Takes that the user's counter has come to this version, at least."""
-        if version > self.counters.get(user_id, version):
+    def tell(self, user_id: str, version: int, known: int | None = None) -> None:
+        """Takes that the user's counter has come to this version, at least.
+
+        It is exactly this version, also when that is lower, if what was `known` before it was read is known still: a
+        counter falls when a backup is restored or the user erased. Else a higher one may have been told meanwhile.
+        """
+        now = self.counters.get(user_id, version)
+        if version > now or (version < now == known):
             self.counters[user_id] = version
             for watch in self._watches[user_id]:
                 watch.wake()
+
+    @property
+    def streams(self) -> int:
+        """How many streams there are."""
+        return sum(map(len, self._streams.values()))
 
     def close(self) -> None:
         """Ends all waiting, now and later: the process is about to end."""

@@ -29,8 +29,8 @@ LOCK = 7_305_809_230_147_001
 
 CONNECT_SECONDS = 10  # unless the address says otherwise
 # Whoever comes after a statement that waits for a lock waits behind it: so it waits shortly, and leaves room to others.
-# The first two are Citus': its workers keep the limit, too, and a table and a function can change in one transaction. Any
-# other PostgreSQL takes them and does nothing.
+# The first two are Citus': its workers keep the limit, too, and a table and a function can change in one transaction.
+# Any other PostgreSQL takes them and does nothing.
 LIMITS = """
     set local citus.propagate_set_commands = 'local';
     set local citus.multi_shard_modify_mode = 'sequential';
@@ -54,7 +54,7 @@ HOLDERS = """
     limit 3
 """
 
-# What Citus does not have on its nodes yet, and whether it is about a user: accounts first, where the others shall be, too
+# What Citus does not have on its nodes yet, and whether it is about a user: accounts first, since the others join them
 TABLES = """
     select oid::regclass::text, exists (
         select from pg_attribute where attrelid = oid and attname = 'user_id' and not attisdropped
@@ -76,8 +76,8 @@ FUNCTIONS = """
 # What distribute needs, and what to do where it is not there
 PRECONDITIONS = {
     "select from pg_extension where extname = 'citus'": (
-        "Citus is not there: on every node, set shared_preload_libraries = 'citus' and run `create extension citus` in this"
-        " database; then, on the coordinator, `select citus_set_coordinator_host(…)` and `select citus_add_node(…)`"
+        "Citus is not there: on every node, set shared_preload_libraries = 'citus' and run `create extension citus` in"
+        " this database; then, on the coordinator, `select citus_set_coordinator_host(…)` and `select citus_add_node(…)`"
     ),
     "select where to_regclass('tasks.account') is not null": "There are no tables yet: run `python -m service migrate`",
 }

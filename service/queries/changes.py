@@ -33,8 +33,9 @@ async def read_feed(
     db: Coalescer, user_id: str, since: int, limit: int, if_none_match: list[str] | None = None
 ) -> Feed:
     """Returns what has changed after the number `since`; at most so many tasks, but for the rest of a change."""
+    known = db.hub.counters.get(user_id)
     feed = Feed(*await db.fetch(CHANGE_FEED, user_id, since, limit, if_none_match))
-    db.hub.tell(user_id, feed.counter)
+    db.hub.tell(user_id, feed.counter, known)
     return feed
 
 
@@ -44,21 +45,23 @@ async def watch_counters(db: Coalescer) -> None:
         await asyncio.sleep(WATCH_SECONDS)
         if db.hub.counters:
             waited.set([])
+            known = db.hub.counters.copy()
             try:
-                await _look(db, [*db.hub.counters.items()])
+                await _look(db, known)
             except NodeUnavailable:  # who is on another node is told nevertheless
-                await asyncio.gather(*(_look(db, [one]) for one in db.hub.counters.items()), return_exceptions=True)
+                ones = ({user_id: version} for user_id, version in known.items())
+                await asyncio.gather(*(_look(db, one) for one in ones), return_exceptions=True)
             except Unavailable:
                 continue  # whoever waits for a change of this second gets it in a later one
             except Exception:  # nobody would find out that this has ended
                 logger.exception("the counters could not be read")
 
 
-async def _look(db: Coalescer, counters: list[tuple[str, int]]) -> None:
-    """Tells the hub which of these users' counters have moved."""
-    users, versions = zip(*counters, strict=True)
-    for user_id, version in zip(*await db.fetch(CHANGE_COUNTERS, [*users], [*versions]), strict=True):
-        db.hub.tell(user_id, version)
+async def _look(db: Coalescer, known: dict[str, int]) -> None:
+    """Tells the hub which of these users' counters are others."""
+    found = await db.fetch(CHANGE_COUNTERS, [*known], [*known.values()])
+    for user_id, version in zip(*found, strict=True):
+        db.hub.tell(user_id, version, known[user_id])
 
 
 async def read_history(db: Coalescer, user_id: str, task_id: str | None, before: int | None, limit: int) -> bytes:

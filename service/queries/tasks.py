@@ -3,23 +3,25 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from service.db.coalescer import Coalescer, Statement
+from service.db.pool import Unavailable
 from service.models import Body, TaskComplete, TaskCreate, TaskUpdate
-from service.queries import call, read
+from service.queries import call, planning, read
 
 TASK_FIND = read("tasks/task_find")
 TASK_LIST = read("tasks/task_list")
 TASK_SEARCH = read("tasks/task_search")
 # With all arguments: one that is left to its default would also fit a later version's function, which has more.
 # `select * from` would cost 2 to 10 µs more: PostgreSQL would put the row away, and read it again.
-INSERT_TASK = call("select tasks.insert_task($1, $2, $3, $4, $5, $6, null)")
-CHANGE_TASK = call("select tasks.change_task($1, $2, $3, $4, $5, $6, null)")
-RUN_BATCH = call("select * from tasks.run_batch($1, $2, $3, $4, $5)")
+INSERT_TASK = call("select tasks.insert_task($1, $2, $3, $4, $5, $6, null, $7, null)")
+CHANGE_TASK = call("select tasks.change_task($1, $2, $3, $4, $5, $6, null, $7)")
+RUN_BATCH = call("select * from tasks.run_batch($1, $2, $3, $4, $5, $6)")
 
+ROUNDS = 5  # of calls until a plan fits; the second does, unless somebody changes the rule in between
 PageKey = tuple[int, str, str]  # the rank, name and id by which a task has its place in a list
 DEFAULT_SORT = "-created_at"
 
@@ -38,6 +40,13 @@ class Search:
     updated_before: datetime | None = None
     completed_after: datetime | None = None
     completed_before: datetime | None = None
+    due_after: str | None = None  # a date
+    due_before: str | None = None
+    due: str | None = None
+    time_zone: str | None = None  # in which `due` is told
+    now: datetime | None = None  # by which `due` is told: the present, but in tests
+    tags: list[str] | None = None
+    tags_all: list[str] | None = None
     trashed: bool = False
     sort: str = DEFAULT_SORT
     limit: int | None = None
@@ -46,6 +55,11 @@ class Search:
     count: bool = False
     after: PageKey | None = None  # what the cursor says
 
+    @property
+    def is_told_by_the_clock(self) -> bool:
+        """Whether what it finds changes without a write, as time goes by."""
+        return self.due not in (None, "none")
+
 
 class Written(NamedTuple):
     """What became of a write, in the words of `sql/functions/`: `created`, `changed`, `not_found` and so on."""
@@ -53,6 +67,8 @@ class Written(NamedTuple):
     outcome: str
     version: int | None  # of the task as it is now; None where there is none
     task: bytes | None  # None when nothing was to be written
+    successor: bytes | None = None  # the next task of the series, when this one is recurring and was completed
+    problem: str | None = None  # what is wrong with the rule, for `invalid_recurrence`
 
 
 class Page(NamedTuple):
@@ -99,6 +115,13 @@ def search_arguments(user_id: str, search: Search, if_none_match: list[str] | No
         search.limit,
         search.fields and ["id", *search.fields],
         search.count,
+        search.due_after,
+        search.due_before,
+        search.due,
+        (search.now or datetime.now(UTC)) if search.is_told_by_the_clock else None,
+        search.time_zone,
+        search.tags,
+        search.tags_all,
     )
 
 
@@ -110,13 +133,19 @@ async def find_task(
     return row["version"], row["task"]
 
 
-async def insert_task(db: Coalescer, user_id: str, task: TaskCreate, key: str | None = None) -> Written:
+async def insert_task(
+    db: Coalescer, user_id: str, task: TaskCreate, key: str | None = None, time_zone: str | None = None
+) -> Written:
     """Creates a task: `created`, or `exists` when the id is taken.
 
-    With a key also `replayed`, with the answer that the same request got before, or `key_used` by another request.
+    With a key also `replayed`, with the answer that the same request got before, or `key_used` by another request. The
+    zone is where the user is: it tells the day on which a recurring task is completed.
     """
-    request_hash = key and _hash(task)
-    return await _write(db, INSERT_TASK, user_id, task.id, _sent(task), key, request_hash)
+    request_hash = key and _hash(task, time_zone)
+    plan = planning.plan_of_new(task, task.id, time_zone)
+    return await _write(
+        db, INSERT_TASK, user_id, task.id, _sent(task), key, request_hash, json.dumps(plan) if plan else None
+    )
 
 
 async def _write(db: Coalescer, statement: Statement, user_id: str, *arguments: Any) -> Written:
@@ -132,39 +161,88 @@ def _sent(body: Body) -> str:
     return body.model_dump_json(exclude_unset=True, exclude={"id"})
 
 
-def _hash(task: TaskCreate) -> bytes:
+def _patch(change: TaskUpdate | TaskComplete) -> str:
+    """Returns as JSON the fields to change, as change_task takes them: a recurrence by the name `rule`."""
+    if isinstance(change, TaskComplete) or change.recurrence is None:
+        return _sent(change)
+    fields = change.model_dump(exclude_unset=True)
+    fields["rule"] = fields.pop("recurrence")
+    return json.dumps(fields)
+
+
+def _hash(task: TaskCreate, time_zone: str | None) -> bytes:
     """Returns what two requests have in common when they say the same, in whatever order and spelling."""
     sent = task.model_dump(mode="json", exclude_unset=True)
+    if time_zone is not None:
+        sent["time_zone"] = time_zone
     return sha256(json.dumps(sent, sort_keys=True).encode()).digest()
 
 
-async def update_task(
-    db: Coalescer, user_id: str, task_id: str, change: TaskUpdate, if_match: list[str] | None = None
+async def _change(
+    db: Coalescer,
+    user_id: str,
+    operation: str,
+    task_id: str,
+    patch: str | None,
+    if_match: list[str] | None,
+    time_zone: str | None = None,
 ) -> Written:
-    """Changes the fields of the live task that were sent: `changed`, `unchanged`, `not_found` or `other_version`."""
-    return await _write(db, CHANGE_TASK, user_id, "update", task_id, _sent(change), if_match)
+    """Calls change_task until its questions about the dates of a rule are answered; most calls have none."""
+    plan: planning.Plan = {}
+    for _ in range(ROUNDS):
+        sent = json.dumps(plan) if plan else None
+        written = await _write(db, CHANGE_TASK, user_id, operation, task_id, patch, if_match, sent)
+        if written.outcome != "unplanned" or written.task is None:
+            return written
+        plan |= planning.plan_for(json.loads(written.task), time_zone)
+        if (problem := planning.problem_of(plan)) is not None:
+            return Written("invalid_recurrence", None, None, problem=problem)
+    raise Unavailable("the task's rule is changed faster than its dates can be reckoned")
 
 
-async def toggle_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
+async def update_task(
+    db: Coalescer,
+    user_id: str,
+    task_id: str,
+    change: TaskUpdate,
+    if_match: list[str] | None = None,
+    time_zone: str | None = None,
+) -> Written:
+    """Changes the fields of the live task that were sent.
+
+    `changed`, `unchanged`, `not_found` or `other_version`; `invalid_recurrence`; `…_needs_…` for a field that the task
+    cannot have without another one.
+    """
+    return await _change(db, user_id, "update", task_id, _patch(change), if_match, time_zone)
+
+
+async def toggle_task(
+    db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None, time_zone: str | None = None
+) -> Written:
     """Completes the live task if it was not, else makes it pending: `changed`, `not_found` or `other_version`."""
-    return await _write(db, CHANGE_TASK, user_id, "complete", task_id, None, if_match)
+    return await _change(db, user_id, "complete", task_id, None, if_match, time_zone)
 
 
 async def complete_task(
-    db: Coalescer, user_id: str, task_id: str, change: TaskComplete, if_match: list[str] | None = None
+    db: Coalescer,
+    user_id: str,
+    task_id: str,
+    change: TaskComplete,
+    if_match: list[str] | None = None,
+    time_zone: str | None = None,
 ) -> Written:
     """Completes the live task or reopens it: `changed`, `unchanged`, `not_found` or `other_version`."""
-    return await _write(db, CHANGE_TASK, user_id, "complete", task_id, _sent(change), if_match)
+    return await _change(db, user_id, "complete", task_id, _patch(change), if_match, time_zone)
 
 
 async def delete_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Moves the live task to the trash: `changed`, `not_found` or `other_version`."""
-    return await _write(db, CHANGE_TASK, user_id, "delete", task_id, None, if_match)
+    return await _change(db, user_id, "delete", task_id, None, if_match)
 
 
 async def restore_task(db: Coalescer, user_id: str, task_id: str, if_match: list[str] | None = None) -> Written:
     """Takes the task out of the trash: `changed`, `not_found` (there) or `other_version`."""
-    return await _write(db, CHANGE_TASK, user_id, "restore", task_id, None, if_match)
+    return await _change(db, user_id, "restore", task_id, None, if_match)
 
 
 class Operation(NamedTuple):
@@ -177,7 +255,13 @@ class Operation(NamedTuple):
 
     def json(self) -> str:
         """Returns it as run_batch takes it."""
-        task = "null" if self.task is None else _sent(self.task)
+        match self.task:
+            case None:
+                task = "null"
+            case TaskCreate():
+                task = _sent(self.task)
+            case _:
+                task = _patch(self.task)
         return f'{{"op":"{self.op}","id":"{self.id}","if_version":{self.if_version or "null"},"task":{task}}}'
 
 
@@ -185,18 +269,37 @@ class Ran(NamedTuple):
     """What became of a batch."""
 
     version: int | None  # of all that it has changed; None when nothing was, or nothing is kept
-    outcomes: list[str]
-    tasks: list[bytes | None]
+    results: list[Written]  # what became of each operation
 
 
 async def run_batch(
-    db: Coalescer, user_id: str, operations: Sequence[Operation], *, atomic: bool, dry_run: bool
+    db: Coalescer,
+    user_id: str,
+    operations: Sequence[Operation],
+    *,
+    atomic: bool,
+    dry_run: bool,
+    time_zone: str | None = None,
 ) -> Ran:
     """Does all of it as one change, in its order; each operation sees the earlier ones.
 
     Nothing is kept of a dry run, nor when it is atomic and one of them fails.
     """
     text = f"[{','.join(operation.json() for operation in operations)}]"
-    version, outcomes, tasks = await db.fetch(RUN_BATCH, user_id, text, atomic, dry_run)
-    db.hub.tell(user_id, version or 0)
-    return Ran(version, outcomes, tasks)
+    plans = [
+        planning.plan_of_new(operation.task, operation.id, time_zone) if isinstance(operation.task, TaskCreate) else {}
+        for operation in operations
+    ]
+    # an operation may ask only when an earlier one has its answer
+    for _ in range(len(operations) + ROUNDS):
+        sent = json.dumps(plans) if any(plans) else None
+        version, outcomes, tasks, successors = await db.fetch(RUN_BATCH, user_id, text, sent, atomic, dry_run)
+        asking = [number for number, outcome in enumerate(outcomes) if outcome == "unplanned"]
+        if not asking:
+            db.hub.tell(user_id, version or 0)
+            successors += [None] * (len(outcomes) - len(successors))
+            problems = map(planning.problem_of, plans)
+            return Ran(version, list(map(Written, outcomes, [None] * len(outcomes), tasks, successors, problems)))
+        for number in asking:
+            plans[number] |= planning.plan_for(json.loads(tasks[number]), time_zone)
+    raise Unavailable("the tasks' rules are changed faster than their dates can be reckoned")

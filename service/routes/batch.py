@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.auth.tokens import authenticate
+from service.db.coalescer import Coalescer
 from service.models import (
     KINDS,
     Batch,
@@ -21,11 +22,13 @@ from service.models import (
     TaskUpdate,
 )
 from service.queries import tasks
-from service.queries.tasks import Operation
-from service.web.errors import MOST_ENTRIES, Invalid, Wrong, shown
-from service.web.request import read_batch, refuse_query, validated
-from service.web.responses import FAILED, JsonResponse
+from service.queries.tasks import Operation, Written
+from service.web.errors import MOST_ENTRIES, Invalid, Problem, Wrong, shown
+from service.web.limit import charge_operations
+from service.web.request import read_batch, validated
+from service.web.responses import FAILED, JsonResponse, refusal
 from service.web.route import Resource, describe
+from service.web.zones import WRITE_PARAMETERS, read_time_zone, require_zone
 
 STATUSES = {"created": 201, "changed": 200, "unchanged": 200}
 BATCH_ENTRIES = 200  # of all its operations' tasks together; beyond them each operation tells one
@@ -36,13 +39,21 @@ class _Result(NamedTuple):
 
     status: int
     task: bytes | None = None
+    successor: bytes | None = None
     detail: str | list[Invalid] | None = None
 
 
 TAKEN_BACK = _Result(424, detail="Another operation failed")
 
 
-@describe(200, "The results, in the order of the operations", body=Batch, answer=BatchResult, conflict=BatchResult)
+@describe(
+    200,
+    "The results, in the order of the operations",
+    body=Batch,
+    answer=BatchResult,
+    conflict=BatchResult,
+    query=WRITE_PARAMETERS,
+)
 async def run_batch(request: Request) -> Response:
     """Make many changes as one.
 
@@ -52,14 +63,16 @@ async def run_batch(request: Request) -> Response:
     1 MiB.
     """
     user_id = await authenticate(request)
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     batch = validated(await read_batch(request), Batch)
-    changes = _changes(_operations(batch))
+    charge_operations(request, user_id, len(batch.operations))
+    db = request.app.state.db
+    changes = [await _with_known_zone(db, change) for change in _changes(_operations(batch))]
     operations = [change for change in changes if isinstance(change, Operation)]
     dry_run = batch.dry_run or (batch.atomic and len(operations) < len(changes))  # what fails is told, nothing is kept
-    ran = await tasks.run_batch(request.app.state.db, user_id, operations, atomic=batch.atomic, dry_run=dry_run)
-    done = iter(zip(operations, ran.outcomes, ran.tasks, strict=True))
-    results = [_Result(422, detail=change) if isinstance(change, list) else _result(*next(done)) for change in changes]
+    ran = await tasks.run_batch(db, user_id, operations, atomic=batch.atomic, dry_run=dry_run, time_zone=time_zone)
+    done = iter(map(_result, operations, ran.results))
+    results = [_Result(422, detail=change) if isinstance(change, list) else next(done) for change in changes]
     failed = batch.atomic and any(result.status >= 400 for result in results)
     if failed:
         results = [result if result.status >= 400 else TAKEN_BACK for result in results]
@@ -133,12 +146,28 @@ def _create(operation: BatchCreate, task: TaskCreate) -> Operation:
     return Operation("create", task_id, None, task)
 
 
-def _result(operation: Operation, outcome: str, task: bytes | None) -> _Result:
+async def _with_known_zone(db: Coalescer, change: Operation | list[Invalid]) -> Operation | list[Invalid]:
+    """Returns the same, or what is wrong when its zone is none of the database."""
+    if isinstance(change, Operation) and change.task is not None and change.task.due_time_zone is not None:
+        try:
+            await require_zone(db, change.task.due_time_zone, ["body", "due_time_zone"])
+        except Problem as problem:
+            return problem.detail if isinstance(problem.detail, list) else []
+    return change
+
+
+def _result(operation: Operation, written: Written) -> _Result:
     """Returns what the single request would have answered."""
-    if outcome in FAILED:
-        status, detail = FAILED[outcome]
+    if written.outcome in FAILED:
+        status, detail = FAILED[written.outcome]
         return _Result(status, detail=detail)
-    return _Result(204) if operation.op == "delete" else _Result(STATUSES[outcome], task)
+    if (refused := refusal(written, operation.task)) is not None:
+        return _Result(422, detail=[refused])
+    return (
+        _Result(204)
+        if operation.op == "delete"
+        else _Result(STATUSES[written.outcome], written.task, written.successor)
+    )
 
 
 def _body(results: Sequence[_Result], version: int | None, *, is_kept: bool) -> bytes:
@@ -148,6 +177,8 @@ def _body(results: Sequence[_Result], version: int | None, *, is_kept: bool) -> 
 
 
 def _json(result: _Result) -> bytes:
+    if result.successor is not None:
+        return b'{"status":%d,"task":%s,"successor":%s}' % (result.status, result.task, result.successor)
     if result.task is not None:
         return b'{"status":%d,"task":%s}' % (result.status, result.task)
     answer: dict[str, Any] = {"status": result.status} | ({"detail": result.detail} if result.detail else {})

@@ -8,9 +8,18 @@ from service.models import TaskComplete, TaskCreate, TaskUpdate
 from service.queries import tasks
 from service.web.preconditions import idempotency_key, if_match, if_none_match
 from service.web.request import path_uuid, read_body, read_optional_body, refuse_query
-from service.web.responses import created_response, next_link, no_content, not_found, read_response, task_response
+from service.web.responses import (
+    JsonResponse,
+    created_response,
+    next_link,
+    no_content,
+    not_found,
+    read_response,
+    task_response,
+)
 from service.web.route import Resource, describe
 from service.web.search import PARAMETERS, next_query, read_search
+from service.web.zones import WRITE_PARAMETERS, read_time_zone, require_zone
 
 
 @describe(
@@ -28,19 +37,30 @@ async def list_tasks(request: Request) -> Response:
     followed by the one in its `Link`; a task that stays put is seen exactly once, whatever is written between pages.
     """
     user_id = await authenticate(request)
-    query, known = request.scope["query_string"], if_none_match(request)
+    db, query, known = request.app.state.db, request.scope["query_string"], if_none_match(request)
     if not query:
-        page = await tasks.list_tasks(request.app.state.db, user_id, known)
+        page = await tasks.list_tasks(db, user_id, known)
         return read_response(page.tasks, f'W/"{page.version}"')
     search = read_search(query, user_id)
-    page = await tasks.search_tasks(request.app.state.db, user_id, search, known)
+    await require_zone(db, search.time_zone, ["query", "time_zone"])
+    page = await tasks.search_tasks(db, user_id, search, None if search.is_told_by_the_clock else known)
     headers = {} if page.total is None else {"X-Total-Count": str(page.total)}
     if page.last is not None:
         headers["Link"] = next_link(request, next_query(query, search, user_id, page.last))
+    if search.is_told_by_the_clock:
+        return JsonResponse(page.tasks or b"", headers=headers)
     return read_response(page.tasks, f'W/"{page.version}"', headers)
 
 
-@describe(201, "The new task", body=TaskCreate, errors=(409,), headers=("Location", "ETag"), takes_key=True)
+@describe(
+    201,
+    "The new task",
+    body=TaskCreate,
+    errors=(409,),
+    headers=("Location", "ETag"),
+    takes_key=True,
+    query=WRITE_PARAMETERS,
+)
 async def create_task(request: Request) -> Response:
     """Create a task.
 
@@ -48,10 +68,11 @@ async def create_task(request: Request) -> Response:
     that the client chooses does as well: the second time it is a 409.
     """
     user_id = await authenticate(request)
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     key = idempotency_key(request)
     task = await read_body(request, TaskCreate)
-    created = await tasks.insert_task(request.app.state.db, user_id, task, key)
+    await require_zone(request.app.state.db, task.due_time_zone, ["body", "due_time_zone"])
+    created = await tasks.insert_task(request.app.state.db, user_id, task, key, time_zone)
     return created_response(request, created, task.id)
 
 
@@ -67,7 +88,15 @@ async def find_task(request: Request) -> Response:
     return read_response(task, f'"{version}"')
 
 
-@describe(200, "The task after the change", body=TaskUpdate, errors=(404,), headers=("ETag",), takes_versions=True)
+@describe(
+    200,
+    "The task after the change",
+    body=TaskUpdate,
+    errors=(404,),
+    headers=("ETag", "Location"),
+    takes_versions=True,
+    query=WRITE_PARAMETERS,
+)
 async def update_task(request: Request) -> Response:
     """Change exactly the fields that are sent.
 
@@ -75,10 +104,12 @@ async def update_task(request: Request) -> Response:
     """
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     versions = if_match(request)
     change = await read_body(request, TaskUpdate)
-    return task_response(await tasks.update_task(request.app.state.db, user_id, task_id, change, versions))
+    await require_zone(request.app.state.db, change.due_time_zone, ["body", "due_time_zone"])
+    written = await tasks.update_task(request.app.state.db, user_id, task_id, change, versions, time_zone)
+    return task_response(request, written, change)
 
 
 @describe(204, "The task is in the trash", errors=(404,), headers=("ETag",), takes_versions=True)
@@ -102,7 +133,7 @@ async def restore_task(request: Request) -> Response:
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
     refuse_query(request)
-    return task_response(await tasks.restore_task(request.app.state.db, user_id, task_id, if_match(request)))
+    return task_response(request, await tasks.restore_task(request.app.state.db, user_id, task_id, if_match(request)))
 
 
 @describe(
@@ -111,22 +142,25 @@ async def restore_task(request: Request) -> Response:
     body=TaskComplete,
     body_required=False,
     errors=(404,),
-    headers=("ETag",),
+    headers=("ETag", "Location"),
     takes_versions=True,
+    query=WRITE_PARAMETERS,
 )
 async def complete_task(request: Request) -> Response:
     """Complete or reopen a task.
 
-    Without a body it toggles; with one it sets, so that a repeated request is safe.
+    Without a body it toggles; with one it sets, so that a repeated request is safe. To complete a recurring task, in
+    whatever way, makes the next one, which `Location` names.
     """
     user_id = await authenticate(request)
     task_id = path_uuid(request, "task_id")
-    refuse_query(request)
+    time_zone = await read_time_zone(request)
     versions = if_match(request)
     change = await read_optional_body(request, TaskComplete)
+    db = request.app.state.db
     if change is None:
-        return task_response(await tasks.toggle_task(request.app.state.db, user_id, task_id, versions))
-    return task_response(await tasks.complete_task(request.app.state.db, user_id, task_id, change, versions))
+        return task_response(request, await tasks.toggle_task(db, user_id, task_id, versions, time_zone))
+    return task_response(request, await tasks.complete_task(db, user_id, task_id, change, versions, time_zone))
 
 
 TASKS = "/api/{user_id}/tasks"

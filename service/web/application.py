@@ -26,7 +26,9 @@ from service.settings import Settings
 from service.web import log
 from service.web.errors import Problem, shown, unavailable
 from service.web.forwarded import FORWARDED, Proxies, use_forwarded
-from service.web.responses import error_response
+from service.web.limit import RateLimit
+from service.web.metrics import Metrics
+from service.web.responses import API_HEADERS, Headers, error_response
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +42,11 @@ REQUEST_HEADERS = (
     *("traceparent", "tracestate", "baggage", "sentry-trace"),  # tracing by W3C and Sentry, which pages send by default
 )
 EXPOSED_HEADERS = "ETag, Link, Location, Retry-After, X-Request-Id, X-Total-Count, Idempotent-Replayed, Server-Timing"
+LIMIT_HEADERS = ", RateLimit, RateLimit-Policy"  # exposed, too, when there is a rate limit
 PREFLIGHT_SECONDS = 24 * 60 * 60
 STRANGERS = 100  # origins that are not listed, at most as many are logged
 
-Headers = list[tuple[bytes, bytes]]
 NoRoute = Callable[[HTTPException, Request], Awaitable[Problem]]  # turns the router's 404 and 405 into a Problem
-API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
 # For the pages, which load from and talk to this service alone; Swagger UI's styles have images as data URLs.
 # Everything outside /api/ has it, so that no page can be without it.
 CONTENT_SECURITY_POLICY = (
@@ -72,6 +73,8 @@ class Service(Starlette):
         super().__init__(routes=routes, lifespan=lifespan)
         self._no_route = no_route
         self.router.redirect_slashes = False  # a path with a trailing slash is another path
+        self.limit = None if settings.rate_limit is None else RateLimit(settings.rate_limit)
+        self.metrics: Metrics | None = None  # None: requests are not counted
         self._prefix = settings.root_path
         self._proxies = Proxies(settings.forwarded_allow_ips)
         self._unlisted: set[str] = set()
@@ -80,11 +83,12 @@ class Service(Starlette):
             "Access-Control-Allow-Headers": ", ".join([*REQUEST_HEADERS, *settings.cors_headers]),
             "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
         }
+        exposed = EXPOSED_HEADERS + (LIMIT_HEADERS if self.limit else "")
         self._cors: dict[bytes, Headers] = {
             origin.encode(): [
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
-                (b"access-control-expose-headers", EXPOSED_HEADERS.encode()),
+                (b"access-control-expose-headers", exposed.encode()),
             ]
             for origin in settings.frontend_url
         }
@@ -122,10 +126,12 @@ class Service(Starlette):
             await error_response(problem)(scope, receive, exchange.send)
         finally:
             waited.reset(token)
-            exchange.write_log()
+            exchange.end(self.metrics)
 
     async def _problem_of(self, error: Exception, request: Request) -> Problem | None:
         """Returns the problem to respond with; None when the error is a bug."""
+        if self.metrics is not None:
+            self.metrics.refuse(error)
         match error:
             case Problem():
                 return error
@@ -211,19 +217,18 @@ class _Exchange:
             headers += self.cors
         await self._send(message)
 
-    def write_log(self) -> None:
-        """Logs the request."""
+    def end(self, metrics: Metrics | None) -> None:
+        """Logs and counts the request, where that is wanted."""
+        if log.requests is None and metrics is None:
+            return
+        method, route = self._scope["method"], self._scope.get("route")
+        total, database = self._milliseconds(), sum(self.waits)
         if log.requests is not None:
-            route = self._scope.get("route")
-            log.requests.add(
-                self._scope["method"],
-                route.path if route else "-",
-                self.status,
-                self._milliseconds(),
-                sum(self.waits),
-                self._scope.get("user_id"),
-                self.request_id,
-            )
+            path = route.path if route else "-"
+            user = self._scope.get("user_id")
+            log.requests.add(method, path, self.status, total, database, user, self.request_id)
+        if metrics is not None:
+            metrics.add(method, route.path if route else "", self.status, total / 1000, database / 1000)
 
     def _milliseconds(self) -> float:
         return (time.perf_counter() - self._started) * 1000

@@ -21,23 +21,29 @@ from service.models import (
     ChangeUndo,
     HistoryEntry,
     Priority,
+    RecurrenceAnchor,
     Status,
+    TagCount,
+    TagRename,
+    TagRenamed,
     Task,
     TaskComplete,
     TaskCreate,
     TaskUpdate,
     UndoConflict,
     UndoResult,
+    UserErase,
 )
 from service.web.parameters import Parameter
 from service.web.route import Endpoint, Resource, describe
-from service.web.search import FIELDS, SORTS
+from service.web.search import DUE, FIELDS, SORTS
 
 Json = dict[str, Any]
 
 MODELS: tuple[type[BaseModel], ...] = (
     *(Task, TaskCreate, TaskUpdate, TaskComplete, Batch, BatchResult),
     *(ChangesPage, HistoryEntry, ChangeUndo, UndoConflict, UndoResult),
+    *(TagCount, TagRename, TagRenamed, UserErase),
 )
 REF = "#/components/schemas/"
 
@@ -45,7 +51,9 @@ REF = "#/components/schemas/"
 ENUMS: dict[str, Json] = {
     "TaskStatus": {"type": "string", "enum": [*get_args(Status)]},
     "TaskPriority": {"type": "string", "enum": [*get_args(Priority)]},
+    "RecurrenceAnchor": {"type": "string", "enum": [*get_args(RecurrenceAnchor)]},
     "TaskField": {"type": "string", "enum": [*FIELDS]},
+    "TaskDue": {"type": "string", "enum": [*DUE]},
     "TaskSort": {
         "type": "string",
         "enum": [sign + name for name in SORTS for sign in ("", "-")],
@@ -70,7 +78,7 @@ BEARER: Json = {
 }
 
 # What every operation below /api/ can answer, and what those with a body can.
-API_ERRORS = (401, 422, 431, 500, 503)
+API_ERRORS = (401, 422, 429, 431, 500, 503)
 BODY_ERRORS = (400, 408, 413, 415)
 HEALTH_ERRORS = (422, 431, 500)
 
@@ -103,6 +111,10 @@ ERRORS: dict[int, tuple[str, Any]] = {
             }
         ],
     ),
+    429: (
+        "The user's rate limit, where the service has one, is reached; ask again after Retry-After",
+        "Too many requests",
+    ),
     431: ("Request line and headers are over 32 KiB together", "Request headers too large: 40000 bytes, at most 32768"),
     500: ("A bug; the log has what the answer has not", "Internal server error"),
     503: (
@@ -121,7 +133,10 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "Server-Timing": ("Milliseconds in total and in the database", {"type": "string"}),
     "Cache-Control": ("", {"const": "private, no-cache"}),
     "Vary": ("", {"type": "string"}),
-    "Location": ("The new task's path", {"type": "string", "format": "uri-reference"}),
+    "Location": (
+        "The new task's path; of a recurring task that is completed, its successor's",
+        {"type": "string", "format": "uri-reference"},
+    ),
     "ETag": (
         "What If-Match and If-None-Match take: a task's version, or the user's counter for a list",
         {"type": "string", "pattern": '^(W/)?"[0-9]+"$'},
@@ -134,14 +149,33 @@ HEADERS: dict[str, tuple[str, Json]] = {
     "X-Total-Count": ("With `count=true`: how many tasks match", {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("", {"const": "Bearer"}),
     "Retry-After": ("Seconds to wait", {"type": "string", "pattern": "^[0-9]+$"}),
+    "RateLimit-Policy": (
+        'Where the service has a rate limit: so many requests (`q`) in so many seconds (`w`), `"default";q=600;w=60`',
+        {"type": "string", "pattern": '^"default";q=[0-9]+;w=[0-9]+$'},
+    ),
+    "RateLimit": (
+        "Where the service has a rate limit: the requests that are left (`r`), and the seconds until all are there "
+        'again (`t`), `"default";r=599;t=60`',
+        {"type": "string", "pattern": '^"default";r=[0-9]+;t=[0-9]+$'},
+    ),
 }
+API_HEADERS = ("Cache-Control", "RateLimit-Policy", "RateLimit")
 ALWAYS = ("X-Request-Id", "X-Content-Type-Options", "Server-Timing", "Vary")
 
 EXAMPLES: dict[type[BaseModel], Json] = {
-    TaskCreate: {"title": "Buy milk", "description": "Two litres", "priority": "high"},
+    TaskCreate: {
+        "title": "Buy milk",
+        "description": "Two litres",
+        "priority": "high",
+        "due_date": "2026-11-27",
+        "recurrence": "FREQ=WEEKLY",
+        "tags": ["shopping"],
+    },
     TaskUpdate: {"status": "in_progress"},
     TaskComplete: {"is_completed": True},
     ChangeUndo: {"version": 1763886600124},
+    TagRename: {"from": "shopping", "to": "errands"},
+    UserErase: {"confirm": "demo"},
     Batch: {
         "operations": [
             {"op": "create", "id": "6f1c8a50-93d2-4b57-8f0a-1d2e3c4b5a69", "task": {"title": "Buy milk"}},
@@ -163,6 +197,15 @@ TASK_EXAMPLE: Json = {
     "updated_at": "2026-11-23T08:30:00.123456+00:00",
     "deleted_at": None,
     "version": 1763886600123,
+    "due_date": "2026-11-27",
+    "due_time": None,
+    "due_time_zone": None,
+    "recurrence": "FREQ=WEEKLY;BYDAY=FR",
+    "recurrence_anchor": "due",
+    "recurrence_start": "2026-11-27",
+    "series_id": "0b6c2b38-3b5f-4a7e-9f0e-2f4d5a3c1e11",
+    "occurrence": 1,
+    "tags": ["shopping"],
 }
 
 ANSWERS: dict[type[BaseModel], Json] = {
@@ -182,6 +225,8 @@ ANSWERS: dict[type[BaseModel], Json] = {
         "after": {"title": "Buy oat milk"},
     },
     UndoResult: {"version": 1763886600125, "tasks": [TASK_EXAMPLE]},
+    TagCount: {"tag": "shopping", "tasks": 3, "open": 2},
+    TagRenamed: {"version": 1763886600126, "tasks": 3},
 }
 CONFLICTS: dict[type[BaseModel], tuple[str, Json]] = {
     BatchResult: (
@@ -248,10 +293,13 @@ IDEMPOTENCY_KEY: Json = {
 def document(routes: Sequence[BaseRoute]) -> bytes:
     """Returns the document, as JSON, for those of the routes that describe themselves."""
     resources = [route for route in routes if isinstance(route, Resource)]
-    resources.sort(key=lambda route: (not route.path.startswith("/api/"), route.path.count("/")))
+    # first the list and what creates, last what people seldom call
+    resources.sort(
+        key=lambda route: (not route.path.startswith("/api/"), "DELETE" in route.operations, route.path.count("/"))
+    )
     paths = {
         route.path: {method.lower(): _described(route, operation) for method, operation in route.operations.items()}
-        for route in resources  # first the list and what creates, last what people seldom call
+        for route in resources
     }
     _, models = models_json_schema(
         [(model, "validation") for model in MODELS], ref_template=REF + "{model}", schema_generator=_Schemas
@@ -408,7 +456,7 @@ def _failure(status: int, described: describe) -> Json:
     if status == 409 and described.conflict is not None:
         schema = described.conflict.__name__
         text, example = CONFLICTS[described.conflict]
-    extra = {401: ("WWW-Authenticate",), 412: ("ETag",), 503: ("Retry-After",)}.get(status, ())
+    extra = {401: ("WWW-Authenticate",), 412: ("ETag",), 429: ("Retry-After",), 503: ("Retry-After",)}.get(status, ())
     return {
         "description": text,
         "headers": _headers(described, extra),
@@ -417,7 +465,7 @@ def _failure(status: int, described: describe) -> Json:
 
 
 def _headers(described: describe, extra: tuple[str, ...]) -> Json:
-    names = ALWAYS + (() if described.health else ("Cache-Control",)) + extra
+    names = ALWAYS + (() if described.health else API_HEADERS) + extra
     return {name: {"$ref": "#/components/headers/" + name} for name in names}
 
 

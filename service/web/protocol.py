@@ -299,6 +299,7 @@ class Protocol(asyncio.Protocol):
         elif self._body is not None:  # of a request that has its response
             self._close(linger=True)
             return
+        self.state.refused_requests = getattr(self.state, "refused_requests", 0) + 1  # for the metrics
         request_id = token_hex(16)
         logger.warning("%d id=%s: %s", problem.status, request_id, problem.detail)
         body = json.dumps({"detail": problem.detail}).encode()

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from service.models import canonical_uuid, writable
 from service.web.errors import MOST_ENTRIES, Invalid, Problem, Wrong, cut, guess, invalid, shown
 from service.web.parameters import sent_parameters
+from service.web.zones import zone_guess
 
 BODY_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
@@ -151,6 +152,10 @@ def _entry(problem: ErrorDetails, place: Sequence[str | int]) -> Invalid:
         message += f", not {len(value.strip() if problem['loc'] == ('title',) else value)}"
     elif type_ == "string_too_short":
         message += " that is not white space"
-    elif type_ not in ("missing", "too_long", "too_short", "contradiction", "nul"):
+    elif type_ not in ("missing", "too_long", "too_short", "contradiction", "nul", "recurrence", "tags_alike"):
         message += f", not {shown(value)}"
-    return Invalid(loc=[*place, *problem["loc"]], msg=message, type=type_)
+    if type_ == "time_zone":
+        message += zone_guess(value)
+    # of a check of the whole body, the field that it names
+    loc = problem["loc"] or [name for name in [problem.get("ctx", {}).get("field")] if name]
+    return Invalid(loc=[*place, *loc], msg=message, type=type_)

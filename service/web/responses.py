@@ -3,13 +3,16 @@
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.models import NEEDS, TaskComplete, TaskUpdate
+from service.queries import planning
 from service.queries.tasks import Written
-from service.web.errors import Problem, invalid
+from service.web.errors import Invalid, Problem, Wrong, invalid, shown
 
 # Status and detail of a write that did not happen, by its outcome; in a batch too
 FAILED = {
@@ -18,7 +21,18 @@ FAILED = {
     "other_version": (412, "Task has changed"),
 }
 
+# Of a task that has not what a field needs: the field, by the outcome
+LACKS = {
+    "due_time_needs_due_date": "due_time",
+    "due_time_zone_needs_due_time": "due_time_zone",
+    "recurrence_needs_due_date": "recurrence",
+    "recurrence_anchor_needs_recurrence": "recurrence_anchor",
+}
+
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+Headers = list[tuple[bytes, bytes]]
+API_HEADERS: Headers = [(b"cache-control", b"private, no-cache"), (b"vary", b"Authorization, Origin")]
 
 
 class JsonResponse(Response):
@@ -45,9 +59,29 @@ def read_response(body: bytes | None, etag: str, headers: Mapping[str, str] = NO
     return JsonResponse(body, 200, {"ETag": etag, **headers})
 
 
-def task_response(written: Written) -> Response:
-    """Returns the response with this task; raises Problem: a 404 when there is none, a 412 when it has changed."""
-    return JsonResponse(written.task or b"", headers=_etag(written))
+def task_response(request: Request, written: Written, change: TaskUpdate | TaskComplete | None = None) -> Response:
+    """Returns the response with this task, and with the place of its successor when a recurring one is completed.
+
+    Raises Problem: a 404 when there is none, a 412 when it has changed, a 422 when it cannot take this change.
+    """
+    if (refused := refusal(written, change)) is not None:
+        raise Wrong([refused], 1)
+    headers = _etag(written)
+    if written.successor is not None:
+        headers["Location"] = f"{list_path(request)}/{json.loads(written.successor)['id']}"
+    return JsonResponse(written.task or b"", headers=headers)
+
+
+def refusal(written: Written, change: Any) -> Invalid | None:
+    """Returns what is wrong with a change that the task cannot take, None when nothing is; in a batch too."""
+    if written.outcome == "invalid_recurrence":
+        field = "recurrence_anchor" if getattr(change, "recurrence", None) is None else "recurrence"
+        return Invalid(loc=["body", field], msg=written.problem or "", type="recurrence")
+    if written.outcome in LACKS:
+        field = LACKS[written.outcome]
+        message = f"{field} {shown(getattr(change, field))} needs {NEEDS[field]}, which the task does not have"
+        return Invalid(loc=["body", field], msg=message, type="contradiction")
+    return None
 
 
 def no_content(written: Written) -> Response:
@@ -67,7 +101,10 @@ def created_response(request: Request, written: Written, task_id: str) -> Respon
     task = written.task or b""
     if written.outcome == "replayed":
         headers["Idempotent-Replayed"] = "true"
-        task_id = json.loads(task)["id"]  # the first request's, maybe made by the server
+        first = json.loads(task)  # whose id the server may have made
+        task_id = planning.successor_of(first) or first["id"]
+    if written.successor is not None:
+        task_id = json.loads(written.successor)["id"]
     headers["Location"] = f"{list_path(request)}/{task_id}"
     return JsonResponse(task, 201, headers)
 

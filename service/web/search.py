@@ -10,21 +10,25 @@ from hashlib import sha256
 from typing import get_args
 from urllib.parse import quote, urlencode
 
-from service.models import UUID, Priority, Status, Task
+from service import tags
+from service.models import TAG_PATTERN, UUID, Priority, Status, Task, calendar_date
 from service.queries.tasks import PageKey, Search
 from service.web.errors import invalid
 from service.web.parameters import Json, Parameter, read_parameters, sent_parameters, whole_number
+from service.web.zones import TIME_ZONE
 
-SORTS = ("created_at", "updated_at", "completed_at", "title", "priority", "status")
+SORTS = ("created_at", "updated_at", "completed_at", "due", "title", "priority", "status")
 LARGEST_PAGE = 1000
 SEARCH_LENGTH = 1000
+MOST_TAGS = 100
+DUE = ("overdue", "today", "tomorrow", "week", "none")
 
 # RFC 3339, with an offset. LOST_PLUS: an unencoded + in a URL arrives as a space.
 MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:?\d\d)", re.ASCII)
 LOST_PLUS = re.compile(r".*\d \d\d:?\d\d")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{1,2000}")
 DIGEST_BYTES = 12
-FREE = ("limit", "cursor", "fields", "count", "after")  # may differ from page to page
+FREE = ("limit", "cursor", "fields", "count", "after", "now")  # may differ from page to page
 
 
 def _several(names: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -72,6 +76,29 @@ def _before(value: str) -> datetime:
     return moment + timedelta(microseconds=1) if is_truncated and moment < datetime.max.replace(tzinfo=UTC) else moment
 
 
+def _date(value: str) -> str:
+    try:
+        return calendar_date(value)
+    except ValueError:
+        raise ValueError("a day of the calendar, like 2026-11-23") from None
+
+
+def _due(value: str) -> str:
+    if value not in DUE:
+        raise ValueError(f"one of {', '.join(DUE)}")
+    return value
+
+
+def _tags(value: str) -> list[str]:
+    try:
+        found = sorted({tags.written(tag) for tag in value.split(",")})
+    except ValueError:
+        raise ValueError(f"one or more tags of {tags.ACCEPTED}") from None
+    if len(found) > MOST_TAGS:
+        raise ValueError(f"at most {MOST_TAGS} tags; these are {len(found)}")
+    return found
+
+
 def _sort(value: str) -> str:
     if value.removeprefix("-") not in SORTS:
         raise ValueError(f"one of {', '.join(SORTS)}, with a leading - to reverse it")
@@ -85,6 +112,13 @@ def _names_schema(names: tuple[str, ...]) -> Json:
 STATUSES, PRIORITIES, FIELDS = get_args(Status), get_args(Priority), tuple(Task.model_fields)
 BOOLEAN: Json = {"type": "boolean"}
 MOMENT_SCHEMA: Json = {"type": "string", "format": "date-time"}
+DATE_SCHEMA: Json = {"type": "string", "format": "date"}
+TAGS_SCHEMA: Json = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MOST_TAGS,
+    "items": {"type": "string", "maxLength": tags.LONGEST, "pattern": TAG_PATTERN},
+}
 
 
 def _moments(what: str) -> dict[str, Parameter]:
@@ -116,11 +150,26 @@ PARAMETERS: dict[str, Parameter] = {
     **_moments("created"),
     **_moments("updated"),
     **_moments("completed"),
+    "due_after": Parameter(_date, "`due_date` is after this day", DATE_SCHEMA, "2026-01-01"),
+    "due_before": Parameter(_date, "`due_date` is before this day", DATE_SCHEMA, "2026-12-31"),
+    "due": Parameter(
+        _due,
+        "`overdue`: not completed, and the day is past, or with a time the moment; `today`, `tomorrow`, and `week`, "
+        "which is today and the six days after; `none`: without a date. All but `none` need `time_zone`, and their "
+        "list has no `ETag`, as it changes with time",
+        {"type": "string", "enum": [*DUE]},
+        "none",
+    ),
+    "time_zone": replace(
+        TIME_ZONE, description="where `due` is told, which all but `none` need: the name of a zone in the tz database"
+    ),
+    "tags": Parameter(_tags, "any of these, without regard to case", TAGS_SCHEMA, ["home", "garden"]),
+    "tags_all": Parameter(_tags, "all of these, without regard to case", TAGS_SCHEMA, ["home", "garden"]),
     "trashed": Parameter(_boolean, "`true`: the trash instead of the live tasks", BOOLEAN, False),
     "sort": Parameter(
         _sort,
         "the order, `-created_at` when it is not sent; a leading `-` reverses it. Ties by `id`, nulls last, "
-        "titles without regard to case",
+        "titles without regard to case; `due` is by date, then time, where what has no time comes last in its day",
         {"type": "string", "enum": [sign + name for name in SORTS for sign in ("", "-")]},
         "-priority",
     ),
@@ -146,6 +195,9 @@ PARAMETERS: dict[str, Parameter] = {
 def read_search(query_string: bytes, user_id: str) -> Search:
     """Returns the search in the query string; raises Problem, a 422 that names all errors."""
     search = Search(**read_parameters(query_string, PARAMETERS))
+    if search.is_told_by_the_clock and search.time_zone is None:
+        message = f"Field required: due={search.due} is another day in another time zone; like Europe/Berlin"
+        raise invalid(["query", "time_zone"], message, "missing")
     return search if search.cursor is None else replace(search, after=_key(search, user_id))
 
 

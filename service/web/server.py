@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,6 +27,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service.db import embedded
 from service.settings import Settings, SettingsError, load
 from service.web import log
+from service.web.metrics import PUBLISH_SECONDS, Board, Inlet, Publish, Snapshot, copied, send
 from service.web.protocol import Protocol
 
 SHUTDOWN_SECONDS = 5  # for the requests in progress; the pool and the database have the rest of ten
@@ -71,13 +73,21 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # uvicorn does not handle it
 
 
-def run(create_app: CreateApp, settings: Settings, listener: socket.socket) -> None:
-    """Serves until a signal ends the process. Raises CannotStart, and without workers what create_app raises."""
+def run(create_app: CreateApp, settings: Settings, listener: socket.socket, board: Board | None = None) -> None:
+    """Serves until a signal ends the process; publishes on the board what is counted.
+
+    Raises CannotStart, and without workers what create_app raises.
+    """
     if settings.web_concurrency > 1:
-        _run_workers(create_app, settings.web_concurrency, listener)
+        _run_workers(create_app, settings.web_concurrency, listener, board)
         return
+
+    def publish(snapshot: Snapshot) -> None:
+        if board is not None:
+            board.publish(os.getpid(), copied(snapshot))
+
     try:
-        Server(create_app, settings, listener).run([listener])
+        Server(create_app, settings, listener, publish=publish).run([listener])
     except SystemExit as end:
         if end.code == STARTUP_FAILURE:
             raise CannotStart("The service cannot start: the lines above say why") from None
@@ -88,20 +98,27 @@ class Server(uvicorn.Server):
     """uvicorn's server with a graceful shutdown that resets no connection, and in a worker a heartbeat."""
 
     def __init__(
-        self, create_app: CreateApp, settings: Settings, listener: socket.socket, heartbeats: Connection | None = None
+        self,
+        create_app: CreateApp,
+        settings: Settings,
+        listener: socket.socket,
+        heartbeats: Connection | None = None,
+        publish: Publish | None = None,
     ) -> None:
         options = SERVER_OPTIONS | {"timeout_keep_alive": settings.keep_alive}
         super().__init__(uvicorn.Config(lambda: create_app(settings), factory=True, **options))
         self._listener = listener
         self._heartbeats = heartbeats
+        self._publish = publish
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until a signal arrives, or the supervising process has gone."""
-        beating = asyncio.create_task(self._send_heartbeats())
+        tasks = [asyncio.create_task(self._send_heartbeats()), asyncio.create_task(self._publish_metrics())]
         try:
             await super().serve(sockets)
         finally:
-            beating.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shuts down after all who have connected have a response.
@@ -133,6 +150,12 @@ class Server(uvicorn.Server):
                 self.should_exit = True
             await asyncio.sleep(ROUND_SECONDS)
 
+    async def _publish_metrics(self) -> None:
+        while self._publish is not None:
+            await asyncio.sleep(PUBLISH_SECONDS)
+            if self.started and (metrics := self.config.loaded_app.metrics) is not None:
+                self._publish(metrics.snapshot(self.server_state))
+
 
 def stop_connecting(listener: socket.socket) -> None:
     """Stops new connections to the socket, in all processes; those that are queued can still be accepted.
@@ -161,12 +184,12 @@ def _has_queue(listener: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _run_workers(create_app: CreateApp, number: int, listener: socket.socket) -> None:
+def _run_workers(create_app: CreateApp, number: int, listener: socket.socket, board: Board | None) -> None:
     workers: list[_Worker] = []
     try:
         for _ in range(number):
             with _signals_blocked():
-                workers.append(_Worker(create_app, listener))
+                workers.append(_Worker(create_app, listener, board))
         while True:
             time.sleep(ROUND_SECONDS)
             for index, worker in enumerate(workers):
@@ -176,7 +199,7 @@ def _run_workers(create_app: CreateApp, number: int, listener: socket.socket) ->
                     raise CannotStart(f"A worker {end} before it could serve: the lines above may say why")
                 logger.error("worker %d %s: another takes its place", worker.process.pid, end)
                 with _signals_blocked():
-                    workers[index] = _Worker(create_app, listener)
+                    workers[index] = _Worker(create_app, listener, board)
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a second signal changes nothing
         _stop(workers, listener)
@@ -195,14 +218,18 @@ def _signals_blocked() -> Iterator[None]:
 class _Worker:
     """A worker process, as its supervisor sees it."""
 
-    def __init__(self, create_app: CreateApp, listener: socket.socket) -> None:
+    def __init__(self, create_app: CreateApp, listener: socket.socket, board: Board | None) -> None:
         self._heartbeats, heartbeats = SPAWN.Pipe(duplex=False)
+        self._inlet = None if board is None else Inlet(board)
+        leaving = None if self._inlet is None else self._inlet.leaving
         self._silent_rounds = 0
         self._is_up = False  # its event loop runs
         self._has_served = False
-        self.process = SPAWN.Process(target=_work, args=(create_app, listener, heartbeats), daemon=True)
+        self.process = SPAWN.Process(target=_work, args=(create_app, listener, heartbeats, leaving), daemon=True)
         self.process.start()
         heartbeats.close()
+        if leaving is not None:
+            leaving.close()
 
     @property
     def cannot_start(self) -> bool:
@@ -220,11 +247,15 @@ class _Worker:
         self._silent_rounds += 1
         if self._silent_rounds > (HUNG_ROUNDS if self._is_up else START_ROUNDS):
             self.kill()
-            return "hung and was killed"
-        if self.process.is_alive():
-            return None
-        status = self.process.exitcode or 0
-        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            how = "hung and was killed"
+        elif self.process.is_alive():
+            how = None
+        else:
+            status = self.process.exitcode or 0
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        if self._inlet is not None:
+            self._inlet.take(self.process.pid or 0, is_last=how is not None)
+        return how
 
     def kill(self) -> None:
         """Kills the process, and waits until it is gone."""
@@ -232,14 +263,17 @@ class _Worker:
         self.process.join()
 
 
-def _work(create_app: CreateApp, listener: socket.socket, heartbeats: Connection) -> None:
+def _work(
+    create_app: CreateApp, listener: socket.socket, heartbeats: Connection, snapshots: socket.socket | None
+) -> None:
     end_on_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     os.set_blocking(heartbeats.fileno(), False)
     try:
         settings = load()
         log.set_up(settings.log_level, settings.log_format)
-        Server(create_app, settings, listener, heartbeats).run([listener])
+        publish = None if snapshots is None else partial(send, snapshots)
+        Server(create_app, settings, listener, heartbeats, publish).run([listener])
     except (embedded.Unusable, SettingsError) as error:
         sys.exit(str(error))
 

@@ -42,7 +42,7 @@ class EventStream(Response):
         async def send_part(part: bytes) -> None:
             await send({"type": "http.response.body", "body": part, "more_body": True})
 
-        scope["api_headers"] = HEADERS
+        scope["api_headers"] = [*HEADERS, *scope.get("rate_limit_headers", ())]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         if scope["method"] != "HEAD":
             await send_part(b"retry: %d\n\n" % random.randint(*RETRY_MS))  # noqa: S311  (no secret)

@@ -65,10 +65,10 @@ with counter as materialized (
 ), page as materialized (
     select
         max(version) as last,
-        coalesce(json_agg(task order by version, task_id) filter (where not is_erased), '[]') as tasks,
+        concat('[', string_agg(task, ',' order by version, task_id) filter (where not is_erased), ']')::varchar as tasks,
         coalesce(json_agg(task_id order by version, task_id) filter (where is_erased), '[]') as erased
     from (
-        select *, (select t from tasks.task t where t.user_id = $1 and t.id = task_id) as task from found
+        select *, (select tasks.task_json(t) from tasks.task t where t.user_id = $1 and t.id = task_id) as task from found
     ) with_task
 ), rest as materialized (
     select case

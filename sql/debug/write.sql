@@ -7,14 +7,16 @@
 \endif
 select gen_random_uuid() as id \gset
 begin;
--- The lock timeout comes second, always. Parameters with a default may be left out.
-select outcome, version, task from tasks.insert_task(:'user', '1s', :'id', '{"title": "Buy milk"}') \gset
+-- The lock timeout comes second, always. None may be left out: a later version's function may have one more.
+select outcome, version, task from tasks.insert_task(:'user', '1s', :'id', '{"title": "Buy milk"}', null, null, null, null, null) \gset
 \echo :outcome :version :task
 -- A patch: what is absent stays, null clears the description.
-select * from tasks.change_task(:'user', '1s', 'update', :'id', '{"priority": "high", "description": "Two litres"}');
+select * from tasks.change_task(
+    :'user', '1s', 'update', :'id', '{"priority": "high", "description": "Two litres"}', null, null, null
+);
 -- The versions that If-Match lists: the task has another one by now.
-select * from tasks.change_task(:'user', '1s', 'complete', :'id', p_if_match => array[:'version']);
-select * from tasks.change_task(:'user', '1s', 'delete', :'id');
+select * from tasks.change_task(:'user', '1s', 'complete', :'id', null, array[:'version'], null, null);
+select * from tasks.change_task(:'user', '1s', 'delete', :'id', null, null, null, null);
 -- Many changes as one: atomic, and no dry run.
 select version, unnest(outcomes) as outcome, unnest(tasks) as task
 from tasks.run_batch(
@@ -24,6 +26,7 @@ from tasks.run_batch(
         jsonb_build_object('op', 'restore', 'id', :'id'),
         jsonb_build_object('op', 'create', 'id', gen_random_uuid(), 'task', jsonb_build_object('title', 'Buy bread'))
     ),
+    null,
     true,
     false
 );

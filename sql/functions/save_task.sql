@@ -19,7 +19,16 @@ begin
         completed_at = p_wanted.completed_at,
         updated_at = p_wanted.updated_at,
         deleted_at = p_wanted.deleted_at,
-        version = p_wanted.version
+        version = p_wanted.version,
+        due_date = p_wanted.due_date,
+        due_time = p_wanted.due_time,
+        due_time_zone = p_wanted.due_time_zone,
+        recurrence = p_wanted.recurrence,
+        recurrence_anchor = p_wanted.recurrence_anchor,
+        recurrence_start = p_wanted.recurrence_start,
+        series_id = p_wanted.series_id,
+        occurrence = p_wanted.occurrence,
+        tags = p_wanted.tags
     where t.user_id = p_wanted.user_id and t.id = p_wanted.id;
 
     if is_second then
@@ -51,6 +60,44 @@ begin
     if p_before.deleted_at is distinct from p_wanted.deleted_at then
         old := old || ',"deleted_at":' || coalesce(to_json(p_before.deleted_at)::text, 'null');
         new := new || ',"deleted_at":' || coalesce(to_json(p_wanted.deleted_at)::text, 'null');
+    end if;
+    if p_before.due_date is not null or p_wanted.due_date is not null or p_before.id is null then -- else nothing of it differs
+        if p_before.due_date is distinct from p_wanted.due_date then
+            old := old || ',"due_date":' || coalesce(to_json(p_before.due_date)::text, 'null');
+            new := new || ',"due_date":' || coalesce(to_json(p_wanted.due_date)::text, 'null');
+        end if;
+        if p_before.due_time is distinct from p_wanted.due_time then
+            old := old || ',"due_time":' || coalesce(to_json(p_before.due_time)::text, 'null');
+            new := new || ',"due_time":' || coalesce(to_json(p_wanted.due_time)::text, 'null');
+        end if;
+        if p_before.due_time_zone is distinct from p_wanted.due_time_zone then
+            old := old || ',"due_time_zone":' || coalesce(to_json(p_before.due_time_zone)::text, 'null');
+            new := new || ',"due_time_zone":' || coalesce(to_json(p_wanted.due_time_zone)::text, 'null');
+        end if;
+        if p_before.recurrence is distinct from p_wanted.recurrence then
+            old := old || ',"recurrence":' || coalesce(to_json(p_before.recurrence)::text, 'null');
+            new := new || ',"recurrence":' || coalesce(to_json(p_wanted.recurrence)::text, 'null');
+        end if;
+        if p_before.recurrence_anchor is distinct from p_wanted.recurrence_anchor then
+            old := old || ',"recurrence_anchor":' || coalesce(to_json(p_before.recurrence_anchor)::text, 'null');
+            new := new || ',"recurrence_anchor":' || to_json(p_wanted.recurrence_anchor)::text;
+        end if;
+        if p_before.recurrence_start is distinct from p_wanted.recurrence_start then
+            old := old || ',"recurrence_start":' || coalesce(to_json(p_before.recurrence_start)::text, 'null');
+            new := new || ',"recurrence_start":' || coalesce(to_json(p_wanted.recurrence_start)::text, 'null');
+        end if;
+        if p_before.series_id is distinct from p_wanted.series_id then
+            old := old || ',"series_id":' || coalesce(to_json(p_before.series_id)::text, 'null');
+            new := new || ',"series_id":' || coalesce(to_json(p_wanted.series_id)::text, 'null');
+        end if;
+        if p_before.occurrence is distinct from p_wanted.occurrence then
+            old := old || ',"occurrence":' || coalesce(to_json(p_before.occurrence)::text, 'null');
+            new := new || ',"occurrence":' || coalesce(to_json(p_wanted.occurrence)::text, 'null');
+        end if;
+    end if;
+    if p_before.tags is distinct from p_wanted.tags then
+        old := old || ',"tags":' || coalesce(to_json(p_before.tags)::text, 'null');
+        new := new || ',"tags":' || to_json(p_wanted.tags)::text;
     end if;
 
     if is_second then

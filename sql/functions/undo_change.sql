@@ -29,7 +29,9 @@ begin
         outcome := 'not_found';
         return;
     end if;
-    if p_version <= account.history_floor or exists (
+    if p_version <= account.history_floor or not exists (
+        select from tasks.change c where c.user_id = p_user and c.version = p_version -- lost with what a backup lacks
+    ) or exists (
         select
         from tasks.change c
         left join tasks.task t on t.user_id = p_user and t.id = c.task_id
@@ -70,6 +72,30 @@ begin
         if before.deleted_at is not null and not was ? 'deleted_at' and wanted is distinct from before then
             changed_since := changed_since || 'deleted_at'::text;
         end if;
+        -- What would be without a field that it needs, since one of the two has been changed.
+        changed_since := changed_since || array(
+            select distinct f.name
+            from (
+                values
+                    ('due_date', 'due_time', wanted.due_date is null and wanted.due_time is not null),
+                    ('due_time', 'due_time_zone', wanted.due_time is null and wanted.due_time_zone is not null),
+                    ('due_date', 'recurrence', wanted.due_date is null and wanted.recurrence is not null),
+                    (
+                        'recurrence',
+                        'recurrence_anchor',
+                        wanted.recurrence_anchor = 'completion'
+                            and (wanted.recurrence ~ '^FREQ=[A-Z]+(;INTERVAL=[0-9]+)?$') is not true
+                    ),
+                    (
+                        'recurrence',
+                        'recurrence_anchor',
+                        wanted.recurrence_anchor = 'due'
+                            and wanted.recurrence ~ '^FREQ=(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?$'
+                    )
+            ) rule (needed, needing, is_broken),
+            unnest(array[rule.needed, rule.needing]) f (name)
+            where rule.is_broken and not was ? f.name and f.name <> all (changed_since)
+        );
         if cardinality(changed_since) > 0 then
             all_conflicts := all_conflicts || jsonb_build_object('task_id', done.task_id, 'fields', changed_since);
         elsif wanted is distinct from before then

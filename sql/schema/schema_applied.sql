@@ -7,7 +7,7 @@ select
         select wanted || ' on ' || oid::regclass
         from pg_class, unnest(array['select', 'insert', 'update', 'delete']) wanted
         where relnamespace = 'tasks'::regnamespace
-            and relname in ('account', 'change', 'idempotency', 'task')
+            and relname in ('account', 'change', 'idempotency', 'number_floor', 'task')
             and not has_table_privilege(oid, wanted)
         union all
         -- by name: one with another signature may be for another version of the service

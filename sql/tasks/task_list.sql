@@ -6,15 +6,15 @@ select
     version,
     case
         when '*' = any($2) or version::text = any($2) then null
-        else coalesce((
-            select json_agg(t)
+        else (
+            select concat('[', string_agg(tasks.task_json(t), ','), ']')::varchar -- as json it would be parsed
             from (
                 select *
                 from tasks.task
                 where user_id = $1 and deleted_at is null
                 order by created_at desc, id
             ) t
-        ), '[]')
+        )
     end as tasks
 from (
     select coalesce((select version from tasks.account where user_id = $1), 0) as version offset 0 -- read once, not twice

@@ -14,7 +14,7 @@
 -- $11 timestamptz: completed after, or null
 -- $12 timestamptz: completed before, or null
 -- $13 boolean: whether the trash is listed instead of the live tasks
--- $14 text: what to sort by: created_at, updated_at, completed_at, title, priority or status
+-- $14 text: what to sort by: created_at, updated_at, completed_at, due, title, priority or status
 -- $15 boolean: whether to sort downwards
 -- $16 bigint: next_rank of the page before, or null
 -- $17 text: next_name of the page before, or null
@@ -22,6 +22,13 @@
 -- $19 integer: how many tasks at most; null for all
 -- $20 text[]: the fields to answer with; null for all
 -- $21 boolean: whether to count the tasks that match, on whatever page
+-- $22 text: due after this date, or null; as text, since asyncpg takes the first and the last date for infinite ones
+-- $23 text: due before this date, or null
+-- $24 text: overdue, today, tomorrow, week or none: what is due then; or null
+-- $25 timestamptz: the moment by which $24 is told; null where none is needed
+-- $26 text: the time zone in which $24 is told, likewise
+-- $27 text[]: any of these tags, or null
+-- $28 text[]: all of these tags, or null
 with known as materialized (
     select version, coalesce('*' = any($2) or version::text = any($2), false) as is_current
     from (
@@ -65,6 +72,26 @@ with known as materialized (
             where folded <> ''
         ) kind
     ) bounded
+), days as materialized (
+    -- from when to when a task is due that $24 asks for
+    select
+        today,
+        today + case $24 when 'tomorrow' then 1 else 0 end as first,
+        today + case $24 when 'tomorrow' then 1 when 'week' then 6 else 0 end as last
+    from (select ($25::timestamptz at time zone $26)::date as today) one
+), spelled as materialized (
+    -- the tags that are asked for, in all spellings that the user's tasks have: these can be compared as they are
+    select key, array_agg(tag) as tags
+    from (
+        select tag, tasks.tag_key(tag) as key
+        from (
+            select distinct unnest(tags) as tag
+            from tasks.task
+            where user_id = $1 and coalesce($27::text[], $28::text[]) is not null and not (select is_current from known)
+        ) mine
+    ) keyed
+    where key in (select tasks.tag_key(tag) from unnest($27 || $28) tag)
+    group by key
 ), matching as materialized (
     -- rank and name order the tasks: one of them does, the other is the same for all
     select
@@ -76,6 +103,11 @@ with known as materialized (
                 array_position(array['low', 'medium', 'high'], priority) * case when $15 then -1 else 1 end
             when 'status' then
                 array_position(array['pending', 'in_progress', 'completed'], status) * case when $15 then -1 else 1 end
+            when 'due' then coalesce(
+                (due_date - date '2000-01-01') * case when $15 then -100000 else 100000 end::bigint
+                    + coalesce(abs(extract(epoch from due_time) - case when $15 then 86400 else 0 end), 99999)::bigint,
+                9223372036854775807
+            )
             else coalesce(
                 (extract(epoch from case $14
                     when 'created_at' then created_at
@@ -99,6 +131,35 @@ with known as materialized (
         and ($10::timestamptz is null or updated_at < $10)
         and ($11::timestamptz is null or completed_at > $11)
         and ($12::timestamptz is null or completed_at < $12)
+        and ($22::text is null or due_date > $22::text::date)
+        and ($23::text is null or due_date < $23::text::date)
+        and case
+            when $24::text is null then true
+            when $24 = 'none' then due_date is null
+            when $24 = 'overdue' then
+                not is_completed
+                -- two days off, it is the same in all time zones
+                and due_date <= (select today + 2 from days)
+                and case
+                    when due_time is null or due_date < (select today - 2 from days) then due_date < (select today from days)
+                    else tasks.moment(due_date, due_time, coalesce(due_time_zone, $26)) < $25
+                end
+            else
+                due_date between (select first - 2 from days) and (select last + 2 from days)
+                and case
+                    when due_time_zone is null then due_date
+                    else (tasks.moment(due_date, due_time, due_time_zone) at time zone $26)::date
+                end between (select first from days) and (select last from days)
+        end
+        and ($27::text[] is null or tags && array(
+            select unnest(s.tags) from spelled s where s.key in (select tasks.tag_key(tag) from unnest($27) tag)
+        ))
+        and ($28::text[] is null or not exists (
+            select
+            from (select distinct tasks.tag_key(tag) as key from unnest($28) tag) wanted
+            left join spelled s using (key)
+            where s.tags is null or not task.tags && s.tags
+        ))
         and ($6::text[] is null or (
             -- split_part, and not strpos, which counts the characters up to what it finds; the longest, as the rarest, first
             select not exists (
@@ -131,11 +192,13 @@ with known as materialized (
     limit $19::integer + 1
 ), answer as (
     select
-        coalesce(
-            json_agg(task) filter (where $20::text[] is null and ($19 is null or number <= $19)),
-            json_agg(trimmed::json) filter (where $20 is not null and ($19 is null or number <= $19)),
-            '[]'
-        ) as tasks,
+        concat(
+            '[',
+            string_agg(
+                case when $20::text[] is null then tasks.task_json(task) else trimmed end, ','
+            ) filter (where $19 is null or number <= $19),
+            ']'
+        )::varchar as tasks, -- as json it would be parsed
         coalesce(count(*) > $19, false) as is_followed,
         max(rank) filter (where number = $19) as next_rank,
         max(name) filter (where number = $19) as next_name,
@@ -155,7 +218,20 @@ with known as materialized (
                 case when 'created_at' = any($20) then '"created_at":' || to_json((task).created_at) end,
                 case when 'updated_at' = any($20) then '"updated_at":' || to_json((task).updated_at) end,
                 case when 'deleted_at' = any($20) then '"deleted_at":' || coalesce(to_json((task).deleted_at)::text, 'null') end,
-                case when 'version' = any($20) then '"version":' || to_json((task).version) end
+                case when 'version' = any($20) then '"version":' || to_json((task).version) end,
+                case when 'due_date' = any($20) then '"due_date":' || coalesce(to_json((task).due_date)::text, 'null') end,
+                case when 'due_time' = any($20) then '"due_time":' || coalesce(to_json((task).due_time)::text, 'null') end,
+                case when 'due_time_zone' = any($20) then
+                    '"due_time_zone":' || coalesce(to_json((task).due_time_zone)::text, 'null') end,
+                case when 'recurrence' = any($20) then
+                    '"recurrence":' || coalesce(to_json((task).recurrence)::text, 'null') end,
+                case when 'recurrence_anchor' = any($20) then
+                    '"recurrence_anchor":' || to_json((task).recurrence_anchor) end,
+                case when 'recurrence_start' = any($20) then
+                    '"recurrence_start":' || coalesce(to_json((task).recurrence_start)::text, 'null') end,
+                case when 'series_id' = any($20) then '"series_id":' || coalesce(to_json((task).series_id)::text, 'null') end,
+                case when 'occurrence' = any($20) then '"occurrence":' || coalesce(to_json((task).occurrence)::text, 'null') end,
+                case when 'tags' = any($20) then '"tags":' || to_json((task).tags) end
             ) || '}' as trimmed
     ) own
 )

@@ -11,6 +11,7 @@ from service.models import BIGGEST_VERSION, HistoryEntry
 from tests.conftest import User
 
 Json = dict[str, Any]
+NEW: Json = {"recurrence_anchor": "due", "tags": []}  # beside what is given, in the history of each new task
 
 
 async def call(user: User, method: str, path: str, **options: Any) -> httpx.Response:
@@ -61,7 +62,7 @@ async def test_an_entry_has_the_fields_that_changed_before_and_after(user: User)
     done = {"status": "completed", "completed_at": completed["completed_at"]}
     to_do = {"status": "pending", "completed_at": None}
     changes: list[tuple[str, Json | None, Json]] = [
-        ("create", None, {"title": "Buy milk", "status": "pending", "priority": "high"}),
+        ("create", None, {"title": "Buy milk", "status": "pending", "priority": "high"} | NEW),
         ("update", {"title": "Buy milk", "description": None}, {"title": "Buy oat milk", "description": text}),
         ("update", {"description": text}, {"description": None}),
         ("complete", to_do, done),
@@ -81,7 +82,7 @@ async def test_a_create_tells_every_field_that_has_a_value(user: User) -> None:
     task = await user.create(description="Two litres", is_completed=True)
     ((before, after),) = only(await history(user), "before", "after")
     assert before is None
-    names = ("title", "description", "status", "priority", "completed_at")
+    names = ("title", "description", "status", "priority", "completed_at", "recurrence_anchor", "tags")
     assert after == {name: task[name] for name in names}
 
 
@@ -139,7 +140,7 @@ async def test_a_batch_is_one_number_and_one_entry_a_task(user: User) -> None:
     assert len(told) == len(entries) == 5
     assert told[changed["id"]] == ({"title": "Task 0"}, {"title": "Second"})
     assert told[there_and_back["id"]] == ({}, {}), "the number is its version, and nothing of it has changed"
-    assert told[new] == (None, {"title": "Newer", "status": "pending", "priority": "medium"})
+    assert told[new] == (None, {"title": "Newer", "status": "pending", "priority": "medium"} | NEW)
 
 
 async def test_a_batch_that_stands_operation_by_operation_logs_what_was_done(user: User) -> None:
@@ -338,12 +339,15 @@ async def test_whoever_calls_the_functions_in_psql_is_logged_too(user: User, dat
     task = await user.create()
     await execute(
         database_url,
-        """select * from tasks.change_task($1, '1s', 'update', $2, '{"title": "By hand"}')""",
+        """select * from tasks.change_task($1, '1s', 'update', $2, '{"title": "By hand"}', null, null, null)""",
         user.id,
         task["id"],
     )
     await execute(
-        database_url, """select * from tasks.insert_task($1, '1s', gen_random_uuid(), '{"title": "New"}')""", user.id
+        database_url,
+        "select * from tasks.insert_task("
+        """$1, '1s', gen_random_uuid(), '{"title": "New"}', null, null, null, null, null)""",
+        user.id,
     )
     told = [("create", "New"), ("update", "By hand"), ("create", "Buy milk")]
     assert [(entry["operation"], entry["after"]["title"]) for entry in await history(user)] == told

@@ -7,7 +7,7 @@ import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service import tags, zones
 from service.db.address import parse_address
 from service.db.migrations import migrate
 from service.models import Task
@@ -31,6 +32,23 @@ Json = dict[str, Any]
 
 STATUSES, PRIORITIES = ("pending", "in_progress", "completed"), ("low", "medium", "high")
 FIELDS = tuple(Task.model_fields)
+TAGS = (
+    "home",
+    "Home",
+    "HOME",
+    "café",
+    "Café",
+    "straße",
+    "STRASSE",
+    "работа",
+    "Работа",
+    "日本",
+    'a "b"',
+    "c\\d",
+    "{}",
+    "e f",
+)
+TYPED_TAGS = (*TAGS, "hOME", "CAFE\u0301", " home ", "nobody's", "%", "caf")
 SORTS = [sign + name for name in lists.SORTS for sign in ("", "-")]
 WORDS = (
     *("Milk", "buy", "MILLER", "milk-shake", "Buy", "the", "100%", "a_b", "aXb", "back\\slash", "it's", '"quoted"'),
@@ -68,7 +86,44 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
+def due_moment(task: Json, zone: str) -> datetime:
+    """Returns the moment of a task with a time, on the clocks of its zone, else of this one."""
+    local = datetime.fromisoformat(f"{task['due_date']}T{task['due_time']}")
+    return local.replace(tzinfo=zones._rules(task["due_time_zone"] or zone)).astimezone(UTC)
+
+
+def is_due(task: Json, due: str, zone: str) -> bool:
+    if task["due_date"] is None or due == "none":
+        return task["due_date"] is None and due == "none"
+    now, day = datetime.now(UTC), date.fromisoformat(task["due_date"])
+    today = zones.today(zone, now)
+    if due == "overdue":
+        is_past = day < today if task["due_time"] is None else due_moment(task, zone) < now
+        return is_past and not task["is_completed"]
+    if task["due_time_zone"] is not None:
+        day = due_moment(task, zone).astimezone(zones._rules(zone)).date()
+    return (day - today).days in {"today": [0], "tomorrow": [1], "week": [*range(7)]}[due]
+
+
+def is_due_and_tagged(task: Json, query: Json) -> bool:
+    """Whether it is due, and tagged, as the query says."""
+    if "due" in query and not is_due(task, query["due"], query["time_zone"]):
+        return False
+    if "due_after" in query and not (task["due_date"] and task["due_date"] > query["due_after"]):
+        return False
+    if "due_before" in query and not (task["due_date"] and task["due_date"] < query["due_before"]):
+        return False
+    keys = {tags.key(tag) for tag in task["tags"]}
+    return all(
+        is_enough(tags.key(tag.strip()) in keys for tag in query[name].split(","))
+        for name, is_enough in (("tags", any), ("tags_all", all))
+        if name in query
+    )
+
+
 def matches(task: Json, query: Json) -> bool:
+    if not is_due_and_tagged(task, query):
+        return False
     text = f"{task['title']}\n{task['description'] or ''}"
     if (task["deleted_at"] is not None) != (query.get("trashed") == "true"):
         return False
@@ -86,7 +141,12 @@ def matches(task: Json, query: Json) -> bool:
     return all(occurs(word, text) for word in query.get("q", "").split())
 
 
-def place(task: Json, name: str) -> Any:
+def place(task: Json, name: str, sign: int) -> Any:
+    if name == "due":
+        clock = datetime.fromisoformat(f"2000-01-01T{task['due_time'] or '00:00'}")
+        seconds = (clock - datetime(2000, 1, 1)).seconds
+        # what has no time comes last in its day, whichever way
+        return date.fromisoformat(task["due_date"]).toordinal(), seconds if task["due_time"] else sign * 86_400
     value = task[name]
     if name == "title":
         return value.lower()
@@ -99,10 +159,11 @@ def expected(tasks: list[Json], query: Json) -> list[Json]:
     sort = query.get("sort", "-created_at")
     name = sort.removeprefix("-")
     found = sorted((task for task in tasks if matches(task, query)), key=lambda task: str(task["id"]))
-    there = [task for task in found if task[name] is not None]
-    there.sort(key=lambda task: place(task, name), reverse=sort.startswith("-"))  # stable: ties stay in order of id
+    column, sign = "due_date" if name == "due" else name, -1 if sort.startswith("-") else 1
+    there = [task for task in found if task[column] is not None]
+    there.sort(key=lambda task: place(task, name, sign), reverse=sign < 0)  # stable: ties stay in order of id
     kept = {"id", *query["fields"].split(",")} if "fields" in query else set(FIELDS)
-    ordered = there + [task for task in found if task[name] is None]
+    ordered = there + [task for task in found if task[column] is None]
     return [{field: value for field, value in task.items() if field in kept} for task in ordered]
 
 
@@ -110,9 +171,10 @@ def expected(tasks: list[Json], query: Json) -> list[Json]:
 
 INSERT = """
 insert into tasks.task (
-    id, user_id, title, description, status, priority, completed_at, created_at, updated_at, deleted_at, version
+    id, user_id, title, description, status, priority, completed_at, created_at, updated_at, deleted_at, version,
+    due_date, due_time, due_time_zone, tags
 )
-values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
 
@@ -133,9 +195,40 @@ def rows_for(user: str, count: int, seed: int) -> list[tuple[Any, ...]]:
                 *(user, " ".join(dice.choices(WORDS, k=dice.randrange(1, 3))), description),
                 *(status, dice.choice(PRIORITIES), completed if status == "completed" else None),
                 *(created, updated, begin if dice.random() < 0.2 else None, version),
+                *(*due_for(dice), tags_for(dice)),
             )
         )
     return rows
+
+
+NOW = datetime.now(UTC)
+# Those in which no day ends while the tests run
+CALM_ZONES = [
+    name
+    for name in (
+        *("UTC", "Europe/Berlin", "Asia/Kolkata", "Pacific/Kiritimati", "America/Anchorage", "Australia/Lord_Howe"),
+        *("America/St_Johns", "Pacific/Pago_Pago", "Asia/Tokyo", "America/Sao_Paulo", "Pacific/Chatham", "Asia/Dubai"),
+    )
+    if NOW.astimezone(zones._rules(name)).hour < 23
+]
+
+
+def due_for(dice: random.Random) -> tuple[date | None, time | None, str | None]:
+    """Returns when a task is due: around today, but not around this hour, wherever one is."""
+    while dice.random() < 0.8:
+        day = NOW.date() + timedelta(days=dice.choice((-40, -2, -1, 0, 0, 1, 1, 2, 6, 7, 8)))
+        if dice.random() < 0.4:
+            return day, None, None
+        clock, zone = time(dice.randrange(24), dice.choice((0, 30))), dice.choice((None, *CALM_ZONES))
+        moments = [datetime.combine(day, clock, zones._rules(name)) for name in ([zone] if zone else CALM_ZONES)]
+        if all(abs(moment - NOW) > timedelta(hours=1) for moment in moments):
+            return day, clock, zone
+    return None, None, None
+
+
+def tags_for(dice: random.Random) -> list[str]:
+    chosen = {tags.key(tag): tag for tag in dice.sample(TAGS, dice.choice((0, 0, 1, 2, 3, 5)))}
+    return [*chosen.values()]
 
 
 def store(connection: psycopg.Connection[Any], user: str, count: int, seed: int) -> None:
@@ -208,9 +301,15 @@ MOMENTS = st.builds(
     st.integers(0, 3),
     st.sampled_from(["{}Z", "{}+00:00"]),
 )
+DATES = st.integers(-3, 9).map(lambda days: str(NOW.date() + timedelta(days=days)))
 QUERIES = st.fixed_dictionaries(
     {},
     optional={
+        "due_after": DATES,
+        "due_before": DATES,
+        "due": st.tuples(st.sampled_from(lists.DUE), st.sampled_from(CALM_ZONES)),
+        "tags": several(TYPED_TAGS),
+        "tags_all": several(TYPED_TAGS),
         "status": several(STATUSES),
         "priority": several(PRIORITIES),
         "is_completed": BOOLEANS,
@@ -222,7 +321,7 @@ QUERIES = st.fixed_dictionaries(
         "fields": several(FIELDS),
         "count": BOOLEANS,
     },
-)
+).map(lambda query: query | ({"due": query["due"][0], "time_zone": query["due"][1]} if "due" in query else {}))
 
 
 @settings(max_examples=3000, derandomize=True, database=None, deadline=None)
@@ -467,6 +566,29 @@ async def test_a_cursor_says_nothing_that_the_page_did_not(user: User) -> None:
         *(("trashed", value, "true or false") for value in ("", "0", "all")),
         *(("count", value, "true or false") for value in ("", "exact")),
         *(
+            (f"due_{side}", value, "a day of the calendar, like 2026-11-23")
+            for side in ("after", "before")
+            for value in (
+                *("", "today", "2026-02-29", "2026-11-31", "2026-13-01", "0000-01-01", "10000-01-01", "26-11-23"),
+                *("20261123", "2026-W48-1", "2026-11-23T00:00:00Z", " 2026-11-23", "２026-11-23", "infinity"),
+            )
+        ),
+        *(
+            ("due", value, "overdue, today, tomorrow, week, none")
+            for value in ("", "Today", "today,tomorrow", "now", "month", "null")
+        ),
+        *(
+            ("time_zone", value, "a time zone of the tz database, like Europe/Berlin")
+            for value in ("", "Mars/Olympus", "europe/berlin", "CEST", "+02:00", "FOO3", "localtime", "x" * 10_000)
+        ),
+        *(
+            (name, value, "1 to 50 characters without commas")
+            for name in ("tags", "tags_all")
+            for value in ("", ",", "home,", "home, ,work", " ", "x" * 51, "\u3000")
+        ),
+        ("tags", ",".join(map(str, range(101))), "at most 100 tags; these are 101"),
+        ("tags_all", "a\0b", "NUL"),
+        *(
             ("sort", value, "created_at, updated_at")
             for value in ("", "-", "id", "+title", "--title", "title,priority")
         ),
@@ -516,7 +638,13 @@ async def test_an_unknown_parameter_is_refused_with_the_known_one_that_is_like_i
     assert f"did you mean {known}?" in await refused(user, {name: "1"}, name)
 
 
-SEVERAL = {"status": STATUSES, "priority": PRIORITIES, "fields": FIELDS}
+SEVERAL = {
+    "status": STATUSES,
+    "priority": PRIORITIES,
+    "fields": FIELDS,
+    "tags": ("home", "Café", "日本"),
+    "tags_all": ("home", "Café", "日本"),
+}
 
 
 @pytest.mark.parametrize("name", [name for name in lists.PARAMETERS if name not in SEVERAL])
@@ -592,6 +720,75 @@ def test_moments_are_exact(
         ({"created_before": "9999-12-31T23:59:59.9999999Z", "created_after": "0001-01-01T00:00:00Z"}, 1),
     ):
         assert len(reader.call("GET", params=query).json()) == found, query
+
+
+# When and what for ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("due", lists.DUE[:4])
+async def test_what_is_due_today_is_never_guessed(user: User, due: str) -> None:
+    message = await refused(user, {"due": due}, "time_zone")
+    assert f"due={due}" in message
+    assert (await user.call("GET", params={"due": due, "time_zone": "Asia/Kolkata"})).status_code == 200
+
+
+async def test_a_zone_that_nothing_depends_on_is_checked_all_the_same(user: User) -> None:
+    for query in ({}, {"due": "none"}):
+        assert (await user.call("GET", params=query | {"time_zone": "Asia/Kolkata"})).status_code == 200
+        assert "did you mean Asia/Kolkata?" in await refused(user, query | {"time_zone": "asia/kolkata"}, "time_zone")
+
+
+async def test_a_zone_that_the_database_does_not_know_is_refused(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zones, "ZONES", zones.ZONES | {"Mars/Olympus"})
+    message = await refused(user, {"due": "today", "time_zone": "Mars/Olympus"}, "time_zone")
+    assert "that the database knows too" in message
+
+
+@pytest.mark.parametrize("due", lists.DUE[:4])
+async def test_a_list_that_the_clock_changes_has_no_etag_and_is_never_a_304(user: User, due: str) -> None:
+    today = zones.today("UTC", datetime.now(UTC))
+    day = {"overdue": -3, "today": 0, "tomorrow": 1, "week": 6}[due]
+    task = await user.create(due_date=str(today + timedelta(days=day)))
+    query = {"due": due, "time_zone": "UTC"}
+    for known in ("*", f'W/"{task["version"]}"'):
+        response = await user.call("GET", params=query, headers={"If-None-Match": known})
+        assert (response.status_code, response.json()) == (200, [task])
+        assert "ETag" not in response.headers
+        assert response.headers["Cache-Control"] == "private, no-cache"
+
+
+def test_the_first_and_the_last_date_are_dates_like_others(
+    http: httpx.Client, connection: psycopg.Connection[Any]
+) -> None:
+    reader = Reader(f"dates-{uuid4()}", http)
+    store(connection, reader.id, 3, seed=1)
+    for version, day in ((1, "0001-01-01"), (2, "9999-12-31"), (3, None)):
+        connection.execute(
+            "update tasks.task set due_date = %s, due_time = null, due_time_zone = null, deleted_at = null"
+            " where user_id = %s and version = %s",
+            (day, reader.id, version),
+        )
+    connection.commit()
+    for query, found in (
+        ({"due_after": "0001-01-01"}, [2]),
+        ({"due_before": "9999-12-31"}, [1]),
+        ({"due_after": "0001-01-01", "due_before": "9999-12-31"}, []),
+        ({"sort": "due"}, [1, 2, 3]),
+        ({"sort": "-due"}, [2, 1, 3]),
+    ):
+        assert [task["version"] for task in reader.call("GET", params=query).json()] == found, query
+
+
+async def test_a_hundred_tags_may_be_asked_for(user: User) -> None:
+    task = await user.create(tags=["99"])
+    hundred = ",".join(map(str, range(100)))
+    assert (await user.call("GET", params={"tags": hundred})).json() == [task]
+    assert (await user.call("GET", params={"tags_all": hundred})).json() == []
+
+
+async def test_the_longest_tag_may_be_asked_for(user: User) -> None:
+    task = await user.create(tags=["京" * 50])
+    assert (await user.call("GET", params={"tags": " " + "京" * 50})).json() == [task]
 
 
 # Search ---------------------------------------------------------------------------------------------------------------
@@ -684,7 +881,7 @@ async def test_a_database_with_the_locale_c_folds_ascii_and_fails_at_nothing(dat
             "insert into tasks.task (id, user_id, title, version) values (gen_random_uuid(), 'u', 'Milk: Ärger', 1)"
         )
         for q, found in ((["MIL"], 1), (["Ärger"], 1), (["arg"], 1), (["ilk"], 0)):
-            arguments = [None, None, None, None, q, *[None] * 6, False, "title", False, *[None] * 5, True]
+            arguments = [None, None, None, None, q, *[None] * 6, False, "title", False, *[None] * 5, True, *[None] * 7]
             row = await connection.fetchrow(queries.TASK_SEARCH.sql, "u", *arguments)
             assert row["total"] == found, q
         await connection.close()
@@ -694,6 +891,7 @@ async def test_a_database_with_the_locale_c_folds_ascii_and_fails_at_nothing(dat
 
 
 LISTS = ["", "?limit=1", "?limit=1&count=true", "?q=milk&count=true", "?trashed=true&sort=title", "?fields=id&limit=1"]
+LISTS += ["?tags=home", "?sort=due&due_before=2026-11-23", "?due=none&time_zone=Asia/Kolkata"]
 
 
 def told_alike(unchanged: httpx.Response, response: httpx.Response) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -427,6 +428,19 @@ async def test_with_an_erased_task_it_is_too_old(user: User, database_url: str) 
     assert (await undo(user, kept["version"])).status_code == 200
 
 
+async def test_a_number_that_a_restored_backup_lacks_is_too_old(user: User, database_url: str) -> None:
+    task = await user.create()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("select tasks.renumber_user(%s, '5s')", [user.id])
+        row = connection.execute("select version from tasks.account where user_id = %s", [user.id]).fetchone()
+    assert row is not None
+    for version in (task["version"] + 1, row[0]):
+        response = await undo(user, version)
+        assert (response.status_code, response.json()) == TOO_OLD
+    assert (await undo(user, row[0] + 1)).status_code == 404
+    assert (await undone(user, task["version"]))["version"] == row[0] + 1
+
+
 async def test_a_row_that_was_deleted_by_hand_is_too_old(user: User, database_url: str) -> None:
     task = await user.create()
     await execute(database_url, "delete from tasks.task where user_id = $1", user.id)
@@ -484,7 +498,8 @@ async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: Us
     await transaction.start()
     for task, title in zip(tasks, ("y", "Buy milk", "x"), strict=False):
         await holder.execute(
-            "select * from tasks.change_task($1, '1s', 'update', $2, jsonb_build_object('title', $3::text))",
+            "select * from tasks.change_task("
+            "$1, '1s', 'update', $2, jsonb_build_object('title', $3::text), null, null, null)",
             user.id,
             task["id"],
             title,
@@ -500,7 +515,7 @@ async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: Us
     transaction = holder.transaction()
     await transaction.start()
     last = await holder.fetchval(
-        "select version from tasks.change_task($1, '1s', 'delete', $2)", user.id, tasks[4]["id"]
+        "select version from tasks.change_task($1, '1s', 'delete', $2, null, null, null, null)", user.id, tasks[4]["id"]
     )
     waiting = asyncio.create_task(undo(user, last))
     await eventually(lambda: waiting_for_the_account(holder))

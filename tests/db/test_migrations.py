@@ -489,8 +489,7 @@ def newer(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", folder)
     change(folder / "sql" / "functions" / "next_version.sql", r"version \+ 1", "version + 10")
     function = folder / "sql" / "functions" / "change_task.sql"
-    change(function, r"(p_number bigint[^,]*,)", r"\1 p_reason text,")
-    function.write_text(function.read_text().replace(" default null", ""))  # with one, a call could mean both
+    change(function, r"p_plan jsonb,", "p_plan jsonb, p_reason text,")  # without a default, as a call could mean both
     change(folder / "service" / "queries" / "tasks.py", r"(tasks.change_task\([^)]*)\)", r"\1, 'a reason')")
     return folder
 

@@ -151,7 +151,7 @@ def test_below_the_floor_the_feed_answers_from_the_tasks(tmp_path: Path, url: st
 
 def trash(url: str, user: str, task_id: UUID) -> None:
     """Has the task in the trash for 31 days."""
-    execute(url, "select * from tasks.change_task(%s, '1s', 'delete', %s)", user, task_id)
+    execute(url, "select * from tasks.change_task(%s, '1s', 'delete', %s, null, null, null, null)", user, task_id)
     execute(url, "update tasks.task set deleted_at = now() - interval '31 days' where user_id = %s", user)
 
 
@@ -194,7 +194,9 @@ def test_old_history_behind_what_is_told_for_longer_is_erased(tmp_path: Path, ur
     purge(tmp_path, url)
     execute(url, "update tasks.change set at = now() - interval '90 days' where user_id = 'me'")
     execute(
-        url, """select tasks.insert_task('me', '1s', gen_random_uuid(), '{"title": "x"}') from generate_series(1, 3)"""
+        url,
+        "select tasks.insert_task("
+        """'me', '1s', gen_random_uuid(), '{"title": "x"}', null, null, null, null, null) from generate_series(1, 3)""",
     )
     execute(url, "update tasks.change set at = now() - interval '40 days' where version = %s", FIRST + 3)
     assert purge(tmp_path, url) == said("2 history entries"), "the delete, and a change after the purge"

@@ -24,17 +24,22 @@ SHELLS = {
 PSQL = [".venv/bin/python", "-m", "service", "psql", "-X", "-v", "ON_ERROR_STOP=1"]
 
 RUN_HERE = {"sh", "sql", "dotenv"}
-RUN_ELSEWHERE = {  # in test_frontends.py, and in tests/api/test_sync_client.py
+RUN_ELSEWHERE = {  # in test_frontends.py, test_metrics.py, and in tests/api/test_sync_client.py
     "js": ["docs/frontends.md", "docs/changes.md"],
     "ts": ["docs/frontends.md"],
+    "yaml": ["docs/operations.md"],
 }
 EXCERPTS = {"python"}  # of the code
-CANNOT_RUN = {"text", "nginx"}  # what is printed, and drawings; another program's configuration
+CANNOT_RUN = {"text", "nginx", "ini"}  # what is printed, and drawings; other programs' configuration
 NOT_RUN = {  # blocks for the shell by their first line, and why
     "make run": "it serves until it is stopped; test_commands.py runs the Makefile",
     "make test": "it would run this test again",
     "python3 -m venv .venv": "it downloads all packages; .ci/run does so",
+    ".venv/bin/pip install --require-hashes -r requirements-opentelemetry.txt": "it downloads packages",
     "HOST='*' PORT=8000 .venv/bin/python -m service serve": "it serves until it is stopped, on all networks",
+    'pg_dump --format=custom --schema=tasks --file=tasks.dump "$DATABASE_URL"': "test_restore.py runs it",
+    'pg_restore --exit-on-error --single-transaction --no-owner --dbname="$DATABASE_URL" tasks.dump': "so it does this",
+    'pg_basebackup --pgdata=/backup/base --checkpoint=fast --dbname="$DATABASE_URL"': "and so it does this",
     ". .venv/bin/activate": "test_commands.py runs it",
     'make test ARGS="-k batch -x"': "it would run tests within this test",
 }

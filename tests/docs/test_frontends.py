@@ -115,6 +115,11 @@ const wrong = aForm({ title: "", priority: "urgent" });
 await submit(wrong);
 assert.ok(wrong.reported && wrong.elements.title.told && wrong.elements.priority.told);
 assert.equal(await call("DELETE", `${tasks}/${task.id}`), null);
+
+const { error } = await eraseUser(session.user.id);
+assert.equal(error?.status, 404, "this server has not enabled deleteUser");
+assert.deepEqual(await call("GET", `${tasks}?trashed=true`), []);
+assert.deepEqual(await call("GET", "/api/me/history"), []);
 """
 
 

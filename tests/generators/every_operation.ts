@@ -147,6 +147,16 @@ const uses: Record<keyof operations, () => Promise<void>> = {
     expect(response.status === 409 && error !== undefined && "conflicts" in error, "a conflict");
     expect(error.conflicts[0]?.task_id === task.id && error.conflicts[0].fields[0] === "title", "which fields");
   },
+  async erase_user() {
+    await created("Buy nothing");
+    const user = { params: { path: { user_id } } };
+    const { response } = await client.DELETE("/api/{user_id}", { ...user, body: { confirm: user_id } });
+    expect(response.status === 204, "erase");
+    const { data } = await client.GET("/api/{user_id}/tasks", user);
+    expect(data?.length === 0, "erased");
+    const refused = await client.DELETE("/api/{user_id}", { ...user, body: { confirm: "another" } });
+    expect(refused.response.status === 422 && refused.error !== undefined, "without its confirmation");
+  },
   async healthz() {
     expect((await client.GET("/healthz")).data?.status === "ok", "healthz");
   },

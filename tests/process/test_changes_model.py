@@ -331,7 +331,9 @@ def fill(url: str, user: str) -> None:
         for _ in range(6):
             for operation in operations:
                 operation["id"] = str(uuid4())
-            connection.execute("select tasks.run_batch(%s, '5s', %s, true, false)", [user, json.dumps(operations)])
+            connection.execute(
+                "select tasks.run_batch(%s, '5s', %s, null, true, false)", [user, json.dumps(operations)]
+            )
             connection.commit()
 
 

@@ -215,7 +215,7 @@ def test_help_lists_the_commands(folder: Path) -> None:
     ended = run_service(folder, "--help")
     assert ended.returncode == 0
     commands = re.findall(r"^    (\w+)  ", ended.stdout, re.MULTILINE)
-    assert commands == ["serve", "migrate", "purge", "undo", "token", "psql"]
+    assert commands == ["serve", "migrate", "purge", "undo", "erase", "renumber", "token", "psql"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,8 @@ def test_help_lists_the_commands(folder: Path) -> None:
         ("migrate", ["DATABASE_URL", "before a new version serves", "safe to repeat"]),
         ("purge", ["30 days", "--days", "keys", "more than a day old", "daily"]),
         ("undo", ["Takes back one change", "USER", "VERSION", "30 days"]),
+        ("erase", ["for good", "all that the user has", "USER", "asks nothing", "safe to repeat"]),
+        ("renumber", ["restored", "before the service serves again", "safe to repeat"]),
         ("token", ["12 hours", "BETTER_AUTH_SECRET", "/api/USER/tasks", "Authorization: Bearer"]),
         ("psql", ["passed on", "psql -c", "-c, --command"]),
     ],
@@ -244,10 +246,18 @@ def test_version(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["serv"], ["'serv'", "'serve'", "'migrate'", "'purge'", "'undo'", "'token'", "'psql'"]),
+        (
+            ["serv"],
+            ["'serv'", "'serve'", "'migrate'", "'purge'", "'undo'", "'erase'", "'renumber'", "'token'", "'psql'"],
+        ),
         (["serve", "--port", "9000"], ["'--port' is unknown", "environment variables, as in PORT=8001 python -m"]),
         (["migrate", "now"], ["'now' is unknown"]),
         (["token"], ["required: USER", "token --help"]),
+        (["erase"], ["required: USER", "erase --help"]),
+        (["erase", ""], ["1 to 255 characters in UTF-8, not ''"]),
+        (["erase", "x" * 256], ["1 to 255 characters", "x" * 256]),
+        (["erase", "a\udcff"], ["in UTF-8, not 'a\\udcff'"]),
+        (["renumber", "7"], ["'7' is unknown"]),
         (["purge", "--days", "-1"], ["--days"]),
         (["purge", "--days", "36501"], ["--days", "from 0 to 36500, not '36501'", "purge --help"]),
     ],
@@ -451,7 +461,7 @@ def test_where_it_listens(folder: Path, database_url: str, host: str, reached: l
                 assert (client.connect_ex((address, service.port)) == 0) == (address in reached)
 
 
-@pytest.mark.parametrize("command", ["migrate", "psql", "purge"])
+@pytest.mark.parametrize("command", ["migrate", "psql", "purge", "renumber"])
 def test_commands_for_the_database_need_no_other_settings(folder: Path, database_url: str, command: str) -> None:
     wrong = {"BETTER_AUTH_SECRET": "short", "PORT": "x", "FRONTEND_URL": "*"}
     for settings in ({}, wrong):

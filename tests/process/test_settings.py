@@ -80,6 +80,20 @@ WRONG: list[tuple[dict[str, str], list[str]]] = [
     ({"FRONTEND_URL": "*"}, ["FRONTEND_URL: '*' is no origin"]),
     ({"FRONTEND_URL": "https://a.test,https://b.test/path"}, ["FRONTEND_URL: 'https://b.test/path' is no origin"]),
     ({"PORT": "65536", "WEB_CONCURRENCY": "0"}, ["PORT: ", "65535", "WEB_CONCURRENCY: "]),
+    *(
+        ({"RATE_LIMIT": wrong}, ["RATE_LIMIT: is no rate like 600/minute: a whole number from 1 to 999999999"])
+        for wrong in (
+            "600",
+            "0/minute",
+            "-1/minute",
+            "1.5/minute",
+            "600/week",
+            "600/minutes",
+            "600 per minute",
+            "1000000000/day",
+            "06/day",
+        )
+    ),
     ({"KEEP_ALIVE": "0"}, ["KEEP_ALIVE: ", "greater than or equal to 1"]),
     ({"KEEP_ALIVE": "86401"}, ["KEEP_ALIVE: ", "less than or equal to 86400"]),
     ({"LOG_LEVEL": "loud", "LOG_FORMAT": "xml"}, ["LOG_LEVEL: ", "'warning'", "LOG_FORMAT: ", "'json'"]),

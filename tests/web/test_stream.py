@@ -310,7 +310,7 @@ def test_more_than_a_page_in_one_change_is_one_event(open_: Open, client: Client
     operations = [{"op": "create", "id": str(uuid4()), "task": {"title": f"Task {n}"}} for n in range(1200)]
     with psycopg.connect(database_url) as connection:
         connection.execute(
-            "select tasks.run_batch(%s, '5s', %s, true, false)",
+            "select tasks.run_batch(%s, '5s', %s, null, true, false)",
             [client.user, httpx.Response(200, json=operations).text],
         )
     told = stream.page()

@@ -1,0 +1,1 @@
+drop table tasks.number_floor;
