@@ -76,8 +76,8 @@ FUNCTIONS = """
 # What distribute needs, and what to do where it is not there
 PRECONDITIONS = {
     "select from pg_extension where extname = 'citus'": (
-        "Citus is not there: on every node, set shared_preload_libraries = 'citus' and run `create extension citus` in"
-        " this database; then, on the coordinator, `select citus_set_coordinator_host(…)` and `select citus_add_node(…)`"
+        "Citus is not there: on every node, set shared_preload_libraries = 'citus', and in this database run"
+        " `create extension citus`; then, on the coordinator, `select citus_set_coordinator_host(…), citus_add_node(…)`"
     ),
     "select where to_regclass('tasks.account') is not null": "There are no tables yet: run `python -m service migrate`",
 }

@@ -119,8 +119,8 @@ class Pool:
         """Runs the statement once for each list of arguments, in one round trip and one transaction.
 
         Returns the rows, one for each execution. Raises Unavailable when the connection was lost or there was none, and
-        asyncpg.PostgresError when an execution failed, which rolls all of them back; NODE_LOST, one of these, when Citus
-        did not reach the node of an execution.
+        asyncpg.PostgresError when an execution failed, which rolls all of them back: NODE_LOST, one of these, when
+        Citus did not reach the node of one.
         """
         connection = await self._acquire()
         try:
