@@ -263,7 +263,7 @@ class Pool:
         """Keeps the connection if it is still usable after the error; returns the error to raise."""
         cause = error.__cause__
         is_node_s = isinstance(error, NODE_LOST) and not connection.is_closed()
-        if is_node_s or (isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST)):
+        if isinstance(error, asyncpg.PostgresError) and (is_node_s or not isinstance(error, LOST)):
             self._close(connection) if connection.is_in_transaction() else self._put_back(connection)
             error.detail = None  # it quotes the row, and user data must not be logged
             if is_node_s:
