@@ -1,7 +1,6 @@
 alter table tasks.task drop constraint task_consistent;
 drop function tasks.check_task;
 alter table tasks.task
-    alter column user_id type text,
     alter column title type text,
     alter column description type text,
     alter column priority type text,
@@ -19,11 +18,8 @@ alter table tasks.task
     add constraint task_version_positive check (version >= 1),
     add constraint task_completed_at_matches_status check ((completed_at is not null) = (status = 'completed'));
 alter table tasks.account
-    alter column user_id type text,
     alter column version type bigint,
-    add constraint account_user_id_length check (char_length(user_id) between 1 and 255),
     add constraint account_version_exact check (version between 1 and 9007199254740991);
-drop domain tasks.user_id;
 drop domain tasks.title;
 drop domain tasks.description;
 drop domain tasks.priority;

@@ -1,4 +1,4 @@
-"""python -m service: serve (the default), migrate, purge, undo, erase, renumber, token, psql."""
+"""python -m service: serve (the default), migrate, distribute, purge, undo, erase, renumber, token, psql."""
 
 import argparse
 import asyncio
@@ -23,7 +23,7 @@ from service.app import create_app
 from service.db import embedded
 from service.db.address import Address, parse_address
 from service.db.coalescer import Coalescer, waited
-from service.db.migrations import Blocked, connect, migrate
+from service.db.migrations import Blocked, NotDistributable, connect, distribute, migrate
 from service.db.pool import Pool, Unavailable
 from service.db.psql import INSTALL, NoPsql, Psql, best_psql
 from service.models import BIGGEST_VERSION, USER_ID_LENGTH
@@ -70,7 +70,7 @@ def main() -> None:
         sys.exit(arguments.run(arguments.load(), arguments))
     except SettingsError as error:
         sys.exit(f"The settings are not right (environment or .env):\n{_indented(str(error))}")
-    except (embedded.Unusable, server.CannotStart, Failure, Blocked, NoPsql) as error:
+    except (embedded.Unusable, server.CannotStart, Failure, Blocked, NotDistributable, NoPsql) as error:
         sys.exit(str(error))
 
 
@@ -90,6 +90,14 @@ def run_migrate(settings: DatabaseSettings, arguments: argparse.Namespace) -> in
     with _database(settings) as address:
         applied = migrate(address)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the schema is current")
+    return 0
+
+
+def run_distribute(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
+    """Distributes among Citus' nodes what is not distributed yet, and says what."""
+    with _database(settings) as address:
+        done = distribute(address)
+    print("\n".join(f"distributed {name}" for name in done) or "nothing to distribute: all of it is")
     return 0
 
 
@@ -279,6 +287,15 @@ def _parser() -> argparse.ArgumentParser:
         "bring the database's tables up to date",
         "Applies the migrations that the database of DATABASE_URL does not have yet, and says which. To be run before a"
         " new version serves; it is safe to repeat, and two at once are safe.",
+    )
+    add(
+        "distribute",
+        run_distribute,
+        load_database,
+        "spread the tables over the nodes of a Citus cluster",
+        "Spreads the tables and functions of the migrated database of DATABASE_URL, Citus' coordinator, over its nodes,"
+        " and says which. Each user's rows are on one node. It is safe to repeat; `migrate` works before and after it,"
+        " and distributes what it adds.",
     )
     purge_command = add(
         "purge",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -25,7 +26,7 @@ from starlette.applications import Starlette
 from service.app import create_app
 from service.db import embedded
 from service.db.address import parse_address
-from service.db.migrations import migrate
+from service.db.migrations import distribute, migrate
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -75,9 +76,38 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database-url", help="run on this database, whose server the tests may do anything to")
+
+
 @pytest.fixture(scope="session")
-def database_url() -> Iterator[str]:
-    """The URL of an embedded PostgreSQL that holds the current schema."""
+def kinds(database_url: str) -> set[str]:
+    """What the database of --database-url is that the embedded one is not: `citus`, `older`, a `pooler`."""
+    with psycopg.connect(database_url) as connection:
+        query = "select from pg_extension where extname = 'citus'"
+        is_citus = connection.execute(query).fetchone() is not None
+        is_older = connection.info.server_version < 180000
+        (pid,) = connection.execute("select pg_backend_pid()").fetchone() or (0,)
+        is_pooler = pid != connection.info.backend_pid
+    return {name for name, is_so in (("citus", is_citus), ("older", is_older), ("pooler", is_pooler)) if is_so}
+
+
+@pytest.fixture(autouse=True)
+def _suitable(request: pytest.FixtureRequest) -> None:
+    """Skips what cannot hold on this database, with the reason that the test gives."""
+    for mark in request.node.iter_markers("not_on"):
+        kind, reason = mark.args
+        if kind in request.getfixturevalue("kinds"):
+            pytest.skip(f"not on {kind}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a PostgreSQL that holds the current schema: that of --database-url, or an embedded one."""
+    if url := request.config.getoption("database_url"):
+        prepare(url)
+        yield url if "?" in url else url + "?sslmode=prefer"  # tests append options
+        return
     # Not in pytest's own temporary folder: each pytest that starts closes that folder to all users but its own, and
     # root's PostgreSQL runs as another one.
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -87,13 +117,22 @@ def database_url() -> Iterator[str]:
             yield url
 
 
+def prepare(url: str) -> None:
+    """Migrates the database; one on Citus is distributed, too."""
+    address = parse_address(url)
+    migrate(address)
+    with psycopg.connect(url) as connection:
+        if connection.execute("select from pg_extension where extname = 'citus'").fetchone() is not None:
+            distribute(address)
+
+
 @contextmanager
 def empty_database(url: str, options: str = "") -> Iterator[str]:
     """Yields the URL of an empty database of its own on the tests' server."""
     name = f"empty_{uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as server:
         server.execute(f"create database {name} {options}".encode())
-        yield url.replace("/postgres?", f"/{name}?")
+        yield urlsplit(url)._replace(path=f"/{name}").geturl()
         server.execute(f"drop database {name} with (force)")
 
 
@@ -212,6 +251,14 @@ async def watched(connection: Any, query: str, *arguments: Any) -> Any:
     """
     await connection.execute("select pg_stat_clear_snapshot()")
     return await connection.fetchval(query, *arguments)
+
+
+async def is_blocked(connection: Any, pid: int) -> Any:
+    """Returns whether the session of this server process waits for a lock; on Citus, on whatever node."""
+    if await connection.fetchval("select to_regclass('citus_stat_activity')") is None:
+        return await watched(connection, "select cardinality(pg_blocking_pids($1)) > 0", pid)
+    query = "select count(*) from citus_stat_activity where wait_event_type = 'Lock' and global_pid % 10000000000 = $1"
+    return await watched(connection, query, pid)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,9 @@ What a shared round trip must also get right:
 - If the connection is lost during a write, the outcome is unknown: the caller gets Unavailable, and nothing is retried.
   A read is retried once.
 - Every call ends within DEADLINE, whatever the database does.
+
+Citus distributes users among nodes. There each write commits by itself, on its user's node, so it has a round trip of
+its own. Reads share them, and one whose node is away is retried alone, like any that fails; the others never notice.
 """
 
 import asyncio
@@ -39,7 +42,7 @@ from typing import Any
 import asyncpg
 
 from service.db.hub import Hub
-from service.db.pool import Overloaded, Pool, Unavailable
+from service.db.pool import NODE_LOST, NodeUnavailable, Overloaded, Pool, Unavailable
 from service.db.statistics import RoundTrips
 
 SHARED, ALONE, SLOW = range(3)
@@ -48,6 +51,7 @@ SHARED, ALONE, SLOW = range(3)
 # flight, PostgreSQL takes CPU from Python. Smaller round trips cost more of them, larger ones more waiting.
 IN_FLIGHT = 3  # shared round trips
 ALIKE = 2  # of these that read, and that write; also how many in the lane ALONE
+APART = 8  # in place of IN_FLIGHT on Citus, where each write has a round trip of its own
 FULL = 16  # calls in a round trip; when very many wait, each round trip takes its share of them
 LARGEST = 64
 
@@ -189,7 +193,7 @@ class _Scheduler:
             if len(self._expensive) > REMEMBERED:
                 del self._expensive[next(iter(self._expensive))]  # least recently used
 
-    def next_round_trip(self, lane_number: int) -> "_RoundTrip | None":
+    def next_round_trip(self, lane_number: int, is_shared: bool) -> "_RoundTrip | None":
         """Returns the lane's next round trip: one call of each ready queue, then more of the same queues if they fit.
 
         Returns None when all ready calls were rejected.
@@ -197,7 +201,7 @@ class _Scheduler:
         lane = self.lanes[lane_number]
         ready = lane.first()
         statement = ready[0].calls[0].statement
-        room = min(LARGEST, max(FULL, len(ready) // ALIKE)) if lane_number == SHARED else 1
+        room = min(LARGEST, max(FULL, len(ready) // ALIKE)) if is_shared else 1
         now, budget = time.monotonic(), SHARED_WORK
         calls: list[_Call] = []
         queues: list[_UserQueue] = []
@@ -266,6 +270,7 @@ class Coalescer:
         slow = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and expensive statements must not take all connections
         self._schedulers = _Scheduler(slow), _Scheduler(slow)  # of reads, and of writes
         self._round_trips: set[_RoundTrip] = set()  # in flight
+        self._most_in_flight = IN_FLIGHT  # in the lane SHARED
         self._latency = SHARED_WORK  # seconds that the fastest of the latest round trips took
         self._last_success = 0.0  # time.monotonic()
         self._lag = 0.0  # of the event loop, in seconds
@@ -318,7 +323,8 @@ class Coalescer:
         self._is_send_scheduled = False
         for lane in (SHARED, ALONE, SLOW):
             while (scheduler := self._next_scheduler(lane)) is not None:
-                if (trip := scheduler.next_round_trip(lane)) is not None:
+                is_shared = lane == SHARED and not (scheduler is self._schedulers[True] and self._pool.is_citus)
+                if (trip := scheduler.next_round_trip(lane, is_shared)) is not None:
                     scheduler.lanes[lane].in_flight += 1
                     self._round_trips.add(trip)
                     self._loop.create_task(self._run(trip))  # referenced by the loop until it starts, then by the trip
@@ -326,7 +332,7 @@ class Coalescer:
     def _next_scheduler(self, lane: int) -> _Scheduler | None:
         """Returns the scheduler that has room in this lane and a ready queue; of two, the one that waited longer."""
         lanes = [scheduler.lanes[lane] for scheduler in self._schedulers]
-        if lane == SHARED and lanes[False].in_flight + lanes[True].in_flight >= IN_FLIGHT:
+        if lane == SHARED and lanes[False].in_flight + lanes[True].in_flight >= self._most_in_flight:
             return None
         reads, writes = (each.waiting and each.in_flight < each.width for each in lanes)
         if reads and writes:
@@ -374,8 +380,13 @@ class Coalescer:
         """Requeues the calls of a round trip that was rolled back, or fails the one call that is left in it."""
         call, is_locked = trip.calls[0], isinstance(error, asyncpg.LockNotAvailableError)
         is_transient = isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError)
-        if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW) or (is_transient and not call.is_retry):
+        is_node_lost = isinstance(error, NODE_LOST)
+        is_repeatable = is_transient or (is_node_lost and not trip.statement.writes)
+        if len(trip.calls) > 1 or (is_locked and trip.lane != SLOW) or (is_repeatable and not call.is_retry):
             trip.requeue()
+        elif is_node_lost:
+            trip.queues[0].lane = ALONE  # while its node is away, it spoils no shared round trips
+            call.end(None, NodeUnavailable(str(error).partition("\n")[0]))
         elif is_locked:
             call.reject("somebody holds a lock on the user's account or task")
         elif is_transient or isinstance(error, STOPPED):
@@ -406,6 +417,9 @@ class Coalescer:
             await asyncio.sleep(LOOK)
             before, now = now, time.monotonic()
             self._lag = max(now - before - LOOK, self._lag / 2)
+            self._most_in_flight, self._schedulers[True].lanes[SHARED].width = (
+                (APART, APART) if self._pool.is_citus else (IN_FLIGHT, ALIKE)
+            )
             self._latency = min(self._latency * 1.02, SHARED_WORK)  # so that a rise of the real one is noticed
             for scheduler in self._schedulers:
                 for queue in scheduler.queues.values():

@@ -4,7 +4,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -29,7 +29,13 @@ LOCK = 7_305_809_230_147_001
 
 CONNECT_SECONDS = 10  # unless the address says otherwise
 # Whoever comes after a statement that waits for a lock waits behind it: so it waits shortly, and leaves room to others.
-LOCK_TIMEOUT = "set local lock_timeout = '1s'"
+# The first two are Citus': its workers keep the limit, too, and a table and a function can change in one transaction.
+# Any other PostgreSQL takes them and does nothing.
+LIMITS = """
+    set local citus.propagate_set_commands = 'local';
+    set local citus.multi_shard_modify_mode = 'sequential';
+    set local lock_timeout = '1s'
+"""
 PAUSE_SECONDS = 2
 ATTEMPTS = 15
 
@@ -48,6 +54,38 @@ HOLDERS = """
     limit 3
 """
 
+# What Citus does not have on its nodes yet, and whether it is about a user: accounts first, since the others join them
+TABLES = """
+    select oid::regclass::text, exists (
+        select from pg_attribute where attrelid = oid and attname = 'user_id' and not attisdropped
+    )
+    from pg_class
+    where relnamespace = 'tasks'::regnamespace and relkind in ('r', 'p')
+        and oid not in (select logicalrelid from pg_dist_partition)
+    order by relname <> 'account', relname
+"""
+FUNCTIONS = """
+    select oid::regprocedure::text, is_user_s
+    from (select oid, pronamespace, coalesce(proargnames[1] = 'p_user', false) as is_user_s from pg_proc) made
+    left join pg_dist_object on classid = 'pg_proc'::regclass and objid = oid
+    where pronamespace = 'tasks'::regnamespace
+        and case when is_user_s then distribution_argument_index is null else objid is null end
+    order by 1
+"""
+
+# What distribute needs, and what to do where it is not there
+PRECONDITIONS = {
+    "select from pg_extension where extname = 'citus'": (
+        "Citus is not there: on every node, set shared_preload_libraries = 'citus', and in this database run"
+        " `create extension citus`; then, on the coordinator, `select citus_set_coordinator_host(…), citus_add_node(…)`"
+    ),
+    "select where to_regclass('tasks.account') is not null": "There are no tables yet: run `python -m service migrate`",
+}
+
+
+class NotDistributable(Exception):
+    """The database lacks what distribute needs; the message says what to do."""
+
 
 class Blocked(Exception):
     """Somebody's transaction holds a lock that the migrations need; the message says whose."""
@@ -63,7 +101,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
     def begin(self) -> None:
         """Begins a transaction, with its own settings: a pooler may give the next one another session."""
         super().begin()
-        self.execute(LOCK_TIMEOUT)
+        self.execute(LIMITS)
         self.execute("set local search_path = tasks")
 
     def execute(self, sql: str, params: Any = None) -> Any:
@@ -136,24 +174,34 @@ def backend(address: Address) -> Iterator[Any]:
 
 def migrate(address: Address) -> list[str]:
     """Applies what is not applied yet, and installs the functions when they are others; returns the names of the
-    migrations, and `functions`. Two at once are safe.
+    migrations, and `functions`. On a distributed database, what is new is distributed, and named. Two at once are safe.
 
     Raises psycopg.Error, and Blocked when it had to wait too long and too often for somebody's lock.
     """
     # yoyo notes the user's name, and fails where the operating system has none
     os.environ.setdefault("LOGNAME", address.user)
+    return _one_at_a_time(address, _migrate)
+
+
+def distribute(address: Address) -> list[str]:
+    """Distributes the schema among the nodes of Citus, as far as it is not yet; returns what it has distributed.
+
+    A user's rows are all on one node, and functions of a user run there. Other tables and functions are on every node.
+    Raises NotDistributable, psycopg.Error, and Blocked like migrate.
+    """
+    return _one_at_a_time(address, _distribute)
+
+
+def _one_at_a_time(address: Address, work: Callable[[Address, list[str]], None]) -> list[str]:
+    """Does the work while no other process does its own, and again when it met a lock; returns what was done."""
     # yoyo's own lock is a row, which a killed process leaves behind. This one ends with its transaction, on whatever
     # happens; it works through a transaction-mode pooler too. Who holds it knows that a row of yoyo's is a dead one.
     with connect(address) as guard:
         guard.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
-        applied: list[str] = []
+        done: list[str] = []
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                _prepare_schema(address)
-                _apply(address, applied)
-                if _install_functions(address):
-                    applied.append("functions")
-                return applied
+                work(address, done)
             except (psycopg.errors.LockNotAvailable, exceptions.LockTimeout):
                 blocked = f"a lock on a table is held by {_holders(guard)}"
                 if attempt == ATTEMPTS:
@@ -162,13 +210,30 @@ def migrate(address: Address) -> list[str]:
                     "waiting, and trying again in %d s (%d of %d): %s", PAUSE_SECONDS, attempt, ATTEMPTS, blocked
                 )
                 time.sleep(PAUSE_SECONDS)
-        raise Blocked(f"The migrations are not all applied, {blocked}. End that transaction, and run them again")
+            else:
+                return done
+        raise Blocked(f"Not all is done, {blocked}. End that transaction, and run it again")
+
+
+def _migrate(address: Address, applied: list[str]) -> None:
+    _prepare_schema(address)
+    _apply(address, applied)
+    if _install_functions(address):
+        applied.append("functions")
+    with connect(address) as connection:
+        has_citus = connection.execute("select to_regclass('pg_dist_partition') is not null").fetchone() == (True,)
+        query = "select from pg_dist_partition where logicalrelid = 'tasks.account'::regclass"
+        is_distributed = has_citus and connection.execute(query).fetchone() is not None
+    if is_distributed:
+        new: list[str] = []
+        _distribute(address, new)
+        applied += [f"distribution of {name}" for name in new]
 
 
 def _prepare_schema(address: Address) -> None:
     """Makes the schema `tasks`, and moves into it what an earlier version has left elsewhere."""
     with connect(address) as connection:
-        connection.execute(LOCK_TIMEOUT)
+        connection.execute(LIMITS)
         try:
             connection.execute((SQL / "schema" / "prepare.sql").read_bytes())
         except (psycopg.errors.InsufficientPrivilege, psycopg.errors.RaiseException) as error:
@@ -195,17 +260,47 @@ def _install_functions(address: Address) -> bool:
     never fit both: the new one has no defaults, and calls give all arguments.
     """
     with connect(address) as connection:
-        connection.execute(LOCK_TIMEOUT)
+        connection.execute(LIMITS)
         latest = connection.execute("select hash from tasks.installed_functions order by installed_at desc limit 1")
         if latest.fetchone() == (known_functions(),):
             return False
         connection.execute(_functions())
         connection.execute(
             "insert into tasks.installed_functions values (%s)"
-            " on conflict (hash) do update set installed_at = clock_timestamp()",
+            " on conflict (hash) do update set installed_at = excluded.installed_at",
             (known_functions(),),
         )
     return True
+
+
+def _distribute(address: Address, done: list[str]) -> None:
+    """Distributes what is not, in one transaction."""
+    with connect(address) as connection:
+        connection.execute(LIMITS)
+        for query, why in PRECONDITIONS.items():
+            if connection.execute(query).fetchone() is None:
+                raise NotDistributable(why)
+        distributed: list[str] = []
+        for name, is_user_s in connection.execute(TABLES).fetchall():
+            if is_user_s:
+                together = "none" if name == "tasks.account" else "tasks.account"
+                connection.execute(
+                    "select create_distributed_table(%s, 'user_id', colocate_with => %s)", (name, together)
+                )
+            else:
+                connection.execute("select create_reference_table(%s)", (name,))
+            # the rows are on the nodes now, and still here, where nobody sees them
+            connection.execute("select truncate_local_data_after_distributing_table(%s)", (name,))
+            distributed.append(name)
+        for name, is_user_s in connection.execute(FUNCTIONS).fetchall():
+            if is_user_s:
+                connection.execute(
+                    "select create_distributed_function(%s, 'p_user', colocate_with => 'tasks.account')", (name,)
+                )
+            else:
+                connection.execute("select create_distributed_function(%s)", (name,))
+            distributed.append(name)
+    done += distributed
 
 
 def _holders(guard: psycopg.Connection[tuple[Any, ...]]) -> str:

@@ -39,6 +39,8 @@ LOST = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,  # a failover left us with the standby
 )
+# On a connection that stays open, Citus' word for a node of its own that it has lost: the outcome is unknown as well
+NODE_LOST = asyncpg.PostgresConnectionError
 # The statement had no effect, and neither it nor the client caused the error
 OUTAGE = (
     asyncpg.InsufficientResourcesError,
@@ -59,6 +61,10 @@ class Unavailable(Exception):
     """The database did not answer; the message is for the log."""
 
 
+class NodeUnavailable(Unavailable):
+    """The database, which is Citus, answers, and does not reach one of its nodes."""
+
+
 class Overloaded(Unavailable):
     """The call would come too late, or did not come at all, since others wait before it."""
 
@@ -76,6 +82,9 @@ class Pool:
 
     def __init__(self, address: Address, smallest: int, largest: int, statement_cache: int) -> None:
         self.largest = largest
+        # On Citus each execution of a write commits by itself, on its user's node: one that fails takes no other back,
+        # so none may share a round trip. Until the first connection says which it is, it may be one.
+        self.is_citus = True
         self._address = address
         self._smallest = smallest
         self._statement_cache = statement_cache
@@ -110,7 +119,8 @@ class Pool:
         """Runs the statement once for each list of arguments, in one round trip and one transaction.
 
         Returns the rows, one for each execution. Raises Unavailable when the connection was lost or there was none, and
-        asyncpg.PostgresError when an execution failed, which rolls all of them back.
+        asyncpg.PostgresError when an execution failed, which rolls all of them back: NODE_LOST, one of these, when
+        Citus did not reach the node of one.
         """
         connection = await self._acquire()
         try:
@@ -203,6 +213,7 @@ class Pool:
                 await connection.set_type_codec(
                     name, schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary"
                 )
+            self.is_citus = await connection.fetchval("select current_setting('citus.version', true)") is not None
         except BaseException as error:
             self._connecting -= 1
             self._terminate(connection)
@@ -251,9 +262,12 @@ class Pool:
     def _after_error(self, connection: Any, error: BaseException) -> BaseException:
         """Keeps the connection if it is still usable after the error; returns the error to raise."""
         cause = error.__cause__
-        if isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST):
+        is_node_s = isinstance(error, NODE_LOST) and not connection.is_closed()
+        if isinstance(error, asyncpg.PostgresError) and (is_node_s or not isinstance(error, LOST)):
             self._close(connection) if connection.is_in_transaction() else self._put_back(connection)
             error.detail = None  # it quotes the row, and user data must not be logged
+            if is_node_s:
+                return error
         elif isinstance(error, LOST):
             self._terminate(connection)
         else:  # cancelled: closing waits until the server has stopped the statement

@@ -5,7 +5,7 @@ import logging
 from typing import NamedTuple
 
 from service.db.coalescer import Coalescer, waited
-from service.db.pool import Unavailable
+from service.db.pool import NodeUnavailable, Unavailable
 from service.queries import call, read
 
 CHANGE_COUNTERS = read("changes/change_counters")
@@ -47,14 +47,21 @@ async def watch_counters(db: Coalescer) -> None:
             waited.set([])
             known = db.hub.counters.copy()
             try:
-                found = await db.fetch(CHANGE_COUNTERS, [*known], [*known.values()])
+                await _look(db, known)
+            except NodeUnavailable:  # who is on another node is told nevertheless
+                ones = ({user_id: version} for user_id, version in known.items())
+                await asyncio.gather(*(_look(db, one) for one in ones), return_exceptions=True)
             except Unavailable:
                 continue  # whoever waits for a change of this second gets it in a later one
             except Exception:  # nobody would find out that this has ended
                 logger.exception("the counters could not be read")
-                continue
-            for user_id, version in zip(*found, strict=True):
-                db.hub.tell(user_id, version, known[user_id])
+
+
+async def _look(db: Coalescer, known: dict[str, int]) -> None:
+    """Tells the hub which of these users' counters are others."""
+    found = await db.fetch(CHANGE_COUNTERS, [*known], [*known.values()])
+    for user_id, version in zip(*found, strict=True):
+        db.hub.tell(user_id, version, known[user_id])
 
 
 async def read_history(db: Coalescer, user_id: str, task_id: str | None, before: int | None, limit: int) -> bytes:

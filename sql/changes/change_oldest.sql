@@ -6,12 +6,20 @@
 -- $4 bigint: how many users to look at
 select
     max(user_id) as last,
-    coalesce(array_agg(user_id) filter (where oldest < $2 and exists (
-        select
-        from tasks.change c
-        where c.user_id = account.user_id and c.at < case when c.operation = 'erase' then $3 else $2 end
-    )), array[]::text[]) as users
-from (select user_id from tasks.account where user_id > $1 order by user_id limit $4) account
-left join lateral (
-    select c.at as oldest from tasks.change c where c.user_id = account.user_id order by c.version limit 1
-) first on true -- of most users nothing else is read
+    coalesce(array_agg(user_id) filter (where has_old), array[]::text[]) as users
+from (
+    select
+        user_id,
+        -- of most users nothing else is read
+        coalesce(
+            (select c.at from tasks.change c where c.user_id = a.user_id order by c.version limit 1) < $2, false
+        ) and exists (
+            select
+            from tasks.change c
+            where c.user_id = a.user_id and c.at < case when c.operation = 'erase' then $3 else $2 end
+        ) as has_old
+    from tasks.account a
+    where user_id > $1
+    order by user_id
+    limit $4
+) account

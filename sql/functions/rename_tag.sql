@@ -15,6 +15,7 @@ declare
     -- in all the spellings that the user's tasks have
     old text[];
     alike text[]; -- old and new ones
+    moment timestamptz;
 begin
     perform tasks.lock_account(p_user, p_lock_timeout);
     select
@@ -32,13 +33,12 @@ begin
     end if;
 
     version := tasks.next_version(p_user);
+    moment := clock_timestamp();
     with renamed as (
         update tasks.task t
-        set tags = n.tags,
-            updated_at = greatest(clock_timestamp(), t.updated_at + interval '1 microsecond'),
-            version = rename_tag.version
+        set tags = n.tags, updated_at = n.updated_at, version = rename_tag.version
         from (
-            select o.id, o.tags as before, array(
+            select o.id, greatest(moment, o.updated_at + interval '1 microsecond') as updated_at, o.tags as before, array(
                 select case when g.tag = any (alike) then p_to else g.tag end as tag
                 from unnest(o.tags) with ordinality as g (tag, place)
                 where p_to is not null or g.tag <> all (alike)

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import httpx
@@ -20,6 +19,7 @@ import jwt
 import psycopg
 import pytest
 
+from service.db.address import parse_address
 from tests.conftest import ROOT, SECRET, Served, empty_database, make_token, serving, wait_until
 from tests.node import node_with
 from tests.processes import run_service, stop
@@ -42,11 +42,14 @@ class BetterAuth:
         self._node = node
         self._log = folder / f"better-auth-{uuid4()}.log"
         self.database = url
-        parts = urlsplit(url)
+        address = parse_address(url)
         self._settings = {
             "PATH": os.environ["PATH"],
-            "PGHOST": parse_qs(parts.query)["host"][0],
-            "PGDATABASE": parts.path[1:],
+            "PGHOST": address.hosts[0].name,
+            "PGPORT": str(address.hosts[0].port),
+            "PGUSER": address.user,
+            "PGPASSWORD": address.secret or "",
+            "PGDATABASE": address.database,
             "SHARED_SECRET": SECRET,
             "BETTER_AUTH_TELEMETRY": "0",
             **settings,

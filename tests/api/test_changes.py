@@ -434,6 +434,9 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
 
 
+not_on_citus = pytest.mark.not_on("citus", "a forced plan: Citus makes its own, and test_citus.py looks at them")
+
+
 async def explained(connection: asyncpg.Connection, mode: str, *arguments: Any) -> list[dict[str, Any]]:
     """Returns the nodes of the plan by which the feed has been read."""
     quoted = ", ".join("null" if each is None else f"'{each}'" for each in arguments)
@@ -448,6 +451,7 @@ async def explained(connection: asyncpg.Connection, mode: str, *arguments: Any) 
 MODES = ["force_custom_plan", "force_generic_plan"]
 
 
+@not_on_citus
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_is_known_or_gone_costs_one_small_row(
     user: User, connection: asyncpg.Connection, mode: str, source: Callable[[User], None]
@@ -495,6 +499,7 @@ async def large(app: Starlette, database_url: str) -> AsyncIterator[str]:
             db.execute(f"delete from tasks.{table} where user_id ^@ '{name}'".encode())  # noqa: S608  (a test's)
 
 
+@not_on_citus
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("since", "limit", "most"), [(2000, 500, 1), (1900, 500, 100), (1000, 100, 101)])
 async def test_the_log_is_read_as_far_as_the_page_goes(
@@ -506,6 +511,7 @@ async def test_the_log_is_read_as_far_as_the_page_goes(
             assert node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) <= most, node
 
 
+@not_on_citus
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_table_is_read_for_this_user_alone(large: str, connection: asyncpg.Connection, mode: str) -> None:
     for node in await explained(connection, mode, large, 0, 500, None):

@@ -311,11 +311,11 @@ async def test_a_parameter_that_is_wrong_is_refused(user: User, query: str, name
 async def test_it_goes_back_thirty_days(user: User, database_url: str) -> None:
     task = await user.create()
     await user.call("PATCH", f"/{task['id']}", json={"title": "x"})
-    older = "update tasks.change set at = at - $3::text::interval where user_id = $1 and version = $2"
+    older = "update tasks.change set at = now() - $3::text::interval where user_id = $1 and version = $2"
     version = task["version"]
     await execute(database_url, older, user.id, version, "29 days 23:59")
     assert len(await history(user)) == 2
-    await execute(database_url, older, user.id, version, "00:01")
+    await execute(database_url, older, user.id, version, "30 days")
     assert only(await history(user), "version") == [(version + 1,)]
     assert await history(user, task_id=task["id"], before=version + 1) == []
 

@@ -7,12 +7,12 @@ import { jwt } from "better-auth/plugins";
 import { SignJWT } from "jose";
 import pg from "pg";
 
-const { PORT, PGHOST, PGDATABASE, SHARED_SECRET, ALGORITHM, EXPIRATION } = process.env;
+const { PORT, SHARED_SECRET, ALGORITHM, EXPIRATION } = process.env;
 
 const auth = betterAuth({
   baseURL: `http://127.0.0.1:${PORT}`,
   secret: "the Better Auth server's own secret, which is nobody else's",
-  database: new pg.Pool({ host: PGHOST, database: PGDATABASE, user: "postgres" }),
+  database: new pg.Pool(),
   emailAndPassword: { enabled: true },
   plugins: [
     jwt({

@@ -34,6 +34,9 @@ class WatchedPool(Pool):
         return await super().run(sql, executions)
 
 
+apart_on_citus = pytest.mark.not_on("citus", "it counts writes that share a round trip")
+
+
 @pytest.fixture(scope="module")
 def url(database_url: str) -> Iterator[str]:
     """A database of these tests' own, since they close connections that others would miss."""
@@ -76,6 +79,7 @@ async def new_id(db: Coalescer, user: str) -> str:
     return task.id
 
 
+@apart_on_citus
 async def test_calls_of_one_turn_go_together(db: Coalescer, pool: WatchedPool) -> None:
     user = f"user-{uuid4()}"
     await asyncio.gather(*(queries.insert_task(db, user, new_task(f"{number}")) for number in range(10)))
@@ -116,6 +120,7 @@ async def test_few_batches_are_in_flight_and_the_rest_waits(db: Coalescer, pool:
     assert pool.sizes == [1] * ALIKE + [3]
 
 
+@apart_on_citus
 async def test_a_user_has_one_round_trip_under_way_for_reads_and_one_for_writes(
     db: Coalescer, pool: WatchedPool, user: User
 ) -> None:
@@ -196,6 +201,7 @@ async def test_a_batch_that_is_given_up_before_it_begins_leaves_room_for_the_nex
     assert await asyncio.wait_for(queries.list_tasks(db, user.id), 2)
 
 
+@apart_on_citus
 async def test_one_failing_call_leaves_the_others_done_exactly_once(db: Coalescer, pool: WatchedPool) -> None:
     user = f"user-{uuid4()}"
     first = version_of(await queries.insert_task(db, user, new_task()))
@@ -225,6 +231,7 @@ def wrong_task(title: str) -> TaskCreate:
     return new_task().model_copy(update={"title": title})
 
 
+@apart_on_citus
 async def test_what_is_expected_is_no_failure_and_goes_with_the_others(db: Coalescer, pool: WatchedPool) -> None:
     user, taken = f"user-{uuid4()}", new_task()
     first = version_of(await queries.insert_task(db, user, taken))
@@ -353,6 +360,7 @@ async def test_a_user_whose_account_is_locked_holds_up_nobody_else(
     assert versions == list(range(first + 1, first + 31))
 
 
+@apart_on_citus
 @pytest.mark.parametrize("first", ["a", "z"])
 async def test_calls_that_go_with_one_that_meets_a_lock_are_done_without_it(
     db: Coalescer, pool: WatchedPool, other_connection: Any, first: str
@@ -562,7 +570,10 @@ async def test_a_flood_of_many_users_is_served_in_turn_and_the_rest_refused(db: 
     assert not any(scheduler.queues for scheduler in db._schedulers), "no empty queue is kept"
 
 
-@pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])
+SINCE_17 = pytest.mark.not_on("older", "it came with PostgreSQL 17")
+
+
+@pytest.mark.parametrize("limit", ["statement_timeout", pytest.param("transaction_timeout", marks=SINCE_17)])
 async def test_a_time_limit_of_the_database_stops_only_whom_it_is_meant_for(
     url: str, other_connection: Any, limit: str
 ) -> None:

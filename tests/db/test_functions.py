@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from service.models import Task
 from service.queries import changes, purge
 from service.queries import tasks as queries
-from tests.conftest import eventually, watched
+from tests.conftest import eventually, is_blocked
 
 Json = dict[str, Any]
 Answer = tuple[Any, ...]
@@ -422,8 +422,7 @@ async def meet(sessions: tuple[Any, Any], call: Answer, other: Answer, end: str 
     await first.execute("begin")
     await first.fetchrow(*call)
     waiting = asyncio.create_task(answer_to(second, other))
-    blocked = "select cardinality(pg_blocking_pids($1)) > 0"
-    await eventually(lambda: watched(first, blocked, second.get_server_pid()))
+    await eventually(lambda: is_blocked(first, second.get_server_pid()))
     await first.execute(end)
     return await waiting
 

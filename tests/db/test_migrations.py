@@ -29,6 +29,8 @@ from service.db.migrations import FOLDER, Blocked, backend, known_migrations, mi
 from tests.conftest import ROOT, Served, empty_database, serving
 from tests.processes import Client, external, run_service
 
+NAMELESS = "it does not pass on the name of the check that was violated"
+
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Address]:
@@ -41,7 +43,10 @@ def dumped(address: Address) -> str:
     command = [str(embedded.PSQL.parent / "pg_dump"), "--schema-only", "--exclude-table=*.*yoyo*"]
     environment = os.environ | address.for_psql()
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    return "\n".join(line for line in text.splitlines() if not line.startswith(("--", "\\")))
+    # Debian's 15.20 numbers the columns of each table anew, which its own pg_dump leaves out
+    return "\n".join(
+        line for line in text.splitlines() if not line.startswith(("--", "\\")) and "pg_attver" not in line
+    )
 
 
 def execute(address: Address, *statements: str) -> None:
@@ -102,6 +107,7 @@ def test_the_counters_that_exist_are_lifted_and_tasks_keep_their_versions(empty:
         assert now <= counter <= time.time_ns() // 1_000_000
 
 
+@pytest.mark.not_on("citus", NAMELESS)
 @pytest.mark.parametrize(("version", "is_kept"), [(0, False), (1, True), (2**53 - 1, True), (2**53, False)])
 def test_a_counter_stays_exact_in_javascript(database_url: str, version: int, is_kept: bool) -> None:
     with psycopg.connect(database_url) as connection:
@@ -120,6 +126,7 @@ RULE = DUE | {"recurrence": "FREQ=DAILY", "recurrence_start": "2026-01-31", "ser
 MOMENT = "2026-01-01T00:00:00Z"
 
 
+@pytest.mark.not_on("citus", NAMELESS)
 @pytest.mark.parametrize(
     ("values", "constraint"),
     [
@@ -139,8 +146,8 @@ MOMENT = "2026-01-01T00:00:00Z"
         ({"status": "completed"}, "task_completed_at_matches_status"),
         ({"completed_at": MOMENT}, "task_completed_at_matches_status"),
         ({"user_id": "x" * 255}, None),
-        ({"user_id": "x" * 256}, "user_id_length"),
-        ({"user_id": ""}, "user_id_length"),
+        ({"user_id": "x" * 256}, "task_user_id_length"),
+        ({"user_id": ""}, "task_user_id_length"),
         ({"version": 0}, "version_exact"),
         (DUE, None),
         ({"due_date": "0001-01-01"}, None),
@@ -325,7 +332,8 @@ def weak(empty: Address) -> Iterator[Address]:
 
 def external_to(address: Address) -> dict[str, str]:
     """Returns the settings for a service on the tests' server."""
-    return external(f"postgresql://{address.user}@/{address.database}?host={quote(address.hosts[0].name)}")
+    host = address.hosts[0]
+    return external(f"postgresql://{address.user}@/{address.database}?host={quote(host.name)}&port={host.port}")
 
 
 def test_who_may_not_make_the_schema_is_told_so_and_the_message_helps(
@@ -642,6 +650,7 @@ def test_a_function_that_cannot_be_made_leaves_nothing_half_done(empty: Address,
 # A dump ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.not_on("older", "what pg_dump 18 writes is for 17 and newer")
 @pytest.mark.parametrize("what", [[], ["--schema=tasks"]])
 def test_a_dump_is_restored_into_an_empty_database(
     empty: Address, database_url: str, tmp_path: Path, what: list[str]

@@ -517,6 +517,7 @@ def test_what_the_functions_run_is_shown_where_it_is_counted(postgres_15: str) -
     assert re.search(r"^ +\d+ \| +[\d.]+ \| +[\d.]+ \| +\d+ \| insert into tasks\.account ", printed, re.MULTILINE)
 
 
+@pytest.mark.not_on("citus", "the statement waits on a worker, which running.sql does not ask")
 async def test_what_runs_is_shown_by_the_name_of_its_file_or_function(database_url: str, user: User) -> None:
     task = await user.create()
     holder: Any = await asyncpg.connect(database_url)

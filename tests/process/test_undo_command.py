@@ -91,7 +91,7 @@ def test_a_change_that_is_not_there_or_no_more_is_told(support: Support) -> None
     version = support.call("insert_task", task_id, '{"title": "Buy milk"}')
     assert support.undo(version + 1) == (1, "", f"User {support.user!r} has no change {version + 1}\n")
     assert support.undo(BIGGEST_VERSION)[0] == 1
-    support.execute("update tasks.change set at = at - interval '31 days' where user_id = %s")
+    support.execute("update tasks.change set at = now() - interval '31 days' where user_id = %s")
     assert support.undo(version) == (1, "", "Too old to undo: its history, or one of its tasks, is erased\n")
     assert support.tasks() == [("Buy milk", "pending", True, version)]
 

@@ -1,0 +1,396 @@
+"""On Citus: a user's statements stay on the user's node, and what happens on one node harms nobody on another.
+
+What Citus itself does is tested where the suite runs on it (--database-url); how the service takes it, anywhere.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import asyncpg
+import psycopg
+import pytest
+
+from service.db import migrations
+from service.db.address import parse_address
+from service.db.coalescer import Coalescer, Statement, waited
+from service.db.migrations import LIMITS, connect, distribute, migrate
+from service.db.pool import NodeUnavailable
+from service.models import TaskCreate, TaskUpdate
+from service.queries import changes, schema
+from service.queries import tasks as queries
+from tests.conftest import empty_database, eventually
+from tests.db.test_coalescer import WatchedPool
+from tests.db.test_sql import ARGUMENTS, CALLS, LOCK_TIMEOUT, OF_NO_USER, STATEMENTS, WRITES, Filled, fill_for
+from tests.processes import external, run_service
+
+
+def is_citus(url: str) -> bool:
+    with psycopg.connect(url) as connection:
+        return connection.execute("select from pg_extension where extname = 'citus'").fetchone() is not None
+
+
+@pytest.fixture(scope="module")
+def like_citus(database_url: str) -> str:
+    """The URL of a database that the service takes for Citus, by a setting that any PostgreSQL accepts."""
+    return database_url if is_citus(database_url) else database_url + "&options=-c%20citus.version%3D13"
+
+
+@pytest.fixture
+async def pool(database_url: str) -> WatchedPool:
+    return WatchedPool(database_url)
+
+
+@pytest.fixture
+async def db(pool: WatchedPool) -> AsyncIterator[Coalescer]:
+    async for opened in open_on(pool):
+        yield opened
+
+
+async def open_on(pool: WatchedPool) -> AsyncIterator[Coalescer]:
+    coalescer = Coalescer(pool)
+    await coalescer.open()
+    token = waited.set([])
+    yield coalescer
+    waited.reset(token)
+    await coalescer.close()
+
+
+# On any PostgreSQL ----------------------------------------------------------------------------------------------------
+
+
+async def test_where_writes_commit_one_by_one_none_is_done_twice_when_another_fails(db: Coalescer) -> None:
+    users = {f"user-{uuid4()}": TaskCreate(title="x") for _ in range(8)}
+    first = await asyncio.gather(*(queries.insert_task(db, user, task) for user, task in users.items()))
+    toggles = [queries.toggle_task(db, user, task.id) for user, task in users.items()]
+    (guilty, task) = next(iter(users.items()))
+    wrong = TaskUpdate(title="x").model_copy(update={"title": " "})  # which the table refuses
+    toggles.insert(4, queries.update_task(db, guilty, task.id, wrong))
+    toggled = await asyncio.gather(*toggles, return_exceptions=True)
+    assert isinstance(toggled.pop(4), asyncpg.CheckViolationError)
+    for before, after in zip(first, toggled, strict=True):
+        assert not isinstance(after, BaseException)
+        assert after.version == (before.version or 0) + 1
+        assert b'"is_completed":true' in (after.task or b"")
+
+
+async def test_on_citus_a_write_goes_alone_and_reads_go_together(like_citus: str) -> None:
+    pool = WatchedPool(like_citus)
+    async for db in open_on(pool):
+        users = [f"user-{uuid4()}" for _ in range(10)]
+        await asyncio.gather(*(queries.insert_task(db, user, TaskCreate(title="x")) for user in users))
+        assert pool.sizes == [1] * 10
+        await asyncio.gather(*(queries.list_tasks(db, user) for user in users))
+        assert pool.sizes[10:] == [10]
+
+
+async def test_until_it_is_known_whether_it_is_citus_a_write_goes_alone(database_url: str) -> None:
+    pool = WatchedPool(database_url)
+    assert pool.is_citus
+
+
+# A node that is away, as Citus says it: on a connection that stays open, with the same error
+NODE_AWAY = """
+    create function pg_temp.asked(name text) returns text language plpgsql as $$
+    begin
+        if name like 'away%' then
+            raise exception 'connection to the remote node postgres@10.0.0.1:5432 failed' using errcode = '08006';
+        end if;
+        return name;
+    end
+    $$
+"""
+
+
+class PoolWithNodeAway(WatchedPool):
+    """A pool on whose connections a statement can ask for users whose node is away."""
+
+    async def _connect(self) -> Any:
+        connection = await super()._connect()
+        await connection.execute(NODE_AWAY)
+        return connection
+
+
+READ = Statement("select pg_temp.asked($1)", writes=False)
+WRITE = Statement("select pg_temp.asked($1) || left($2, 0)", writes=True)
+
+
+async def test_a_node_that_is_away_concerns_its_own_users_only(like_citus: str) -> None:
+    pool = PoolWithNodeAway(like_citus)
+    async for db in open_on(pool):
+        for statement in (READ, WRITE):
+            for _ in range(3):
+                names = [f"{'away' if number == 4 else 'here'}-{uuid4()}" for number in range(9)]
+                answers = await asyncio.gather(*(db.fetch(statement, name) for name in names), return_exceptions=True)
+                for name, answer in zip(names, answers, strict=True):
+                    if name.startswith("away"):
+                        assert isinstance(answer, NodeUnavailable)
+                        assert str(answer) == "connection to the remote node postgres@10.0.0.1:5432 failed"
+                    else:
+                        assert answer == (name,)
+        assert len(pool._idle) == pool._open, "no connection was lost"
+
+
+async def test_whose_node_is_away_spoils_no_more_round_trips(like_citus: str) -> None:
+    pool = PoolWithNodeAway(like_citus)
+    async for db in open_on(pool):
+        with pytest.raises(NodeUnavailable):
+            await db.fetch(READ, "away")
+        assert pool.sizes == [1, 1], "a read is repeated once"
+        pool.sizes.clear()
+        names = [*(f"here-{number}" for number in range(5)), "away"]
+        await asyncio.gather(*(db.fetch(READ, name) for name in names), return_exceptions=True)
+        assert sorted(pool.sizes) == [1, 1, 5]
+        pool.sizes.clear()
+        with pytest.raises(NodeUnavailable):
+            await db.fetch(WRITE, "away")
+        assert pool.sizes == [1], "of a write nobody knows whether it was done"
+
+
+async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = """
+        select array_agg(pg_temp.asked(name)) as users, array_agg(known + 1) as versions
+        from unnest($1::text[], $2::bigint[]) as watched (name, known)
+    """
+    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(asked, writes=False))
+    monkeypatch.setattr(changes, "WATCH_SECONDS", 0.01)
+    told: dict[str, int] = {}
+    async for db in open_on(PoolWithNodeAway(database_url)):
+        monkeypatch.setattr(db.hub, "tell", lambda user, version, _: told.update({user: version}))
+        monkeypatch.setattr(db.hub, "counters", {"here": 7, "away": 7, "here too": 8})
+        watching = asyncio.create_task(changes.watch_counters(db))
+        await eventually(lambda: asyncio.sleep(0, len(told) > 1))
+        watching.cancel()
+    assert told == {"here": 8, "here too": 9}
+
+
+def test_without_citus_distribute_says_what_is_missing(tmp_path: Path, database_url: str) -> None:
+    with empty_database(database_url) as url:
+        migrate(parse_address(url))
+        ended = run_service(tmp_path, "distribute", **external(url))
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr.startswith("Citus is not there: on every node, set shared_preload_libraries")
+        assert "Traceback" not in ended.stderr
+
+
+# On Citus -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def citus_url(database_url: str) -> str:
+    """The URL of the database, if it is a Citus' coordinator."""
+    if not is_citus(database_url):
+        pytest.skip("needs a Citus with two workers: --database-url")
+    return database_url
+
+
+@pytest.fixture
+async def citus(citus_url: str) -> AsyncIterator[Any]:
+    """A connection outside of a transaction: within one, Citus runs functions on the coordinator."""
+    connection = await asyncpg.connect(citus_url)
+    yield connection
+    await connection.close()
+
+
+async def node_of(citus: Any, user: str) -> str:
+    """Returns the node that has the user's rows, as host:port."""
+    query = """
+        select nodename || ':' || nodeport
+        from citus_shards
+        where shardid = get_shard_id_for_distribution_column('tasks.account', $1::text)
+    """
+    found: str = await citus.fetchval(query, user)
+    return found
+
+
+async def user_on(citus: Any, node: str) -> str:
+    """Returns a new user whose rows will be on this node."""
+    while await node_of(citus, user := f"user-{uuid4()}") != node:
+        pass
+    return user
+
+
+async def workers(citus: Any) -> list[str]:
+    query = "select node_name || ':' || node_port from citus_get_active_worker_nodes() order by 1"
+    return [row[0] for row in await citus.fetch(query)]
+
+
+def at(url: str, node: str) -> str:
+    """Returns the URL of the same database on this node."""
+    parts = urlsplit(url)
+    user, has_user, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}{has_user}{node}").geturl()
+
+
+async def filled_user(citus: Any, user: str) -> Filled:
+    return await fill_for(citus, user, uuid4(), uuid4())
+
+
+def task_counts(plan: Any) -> list[int]:
+    """Returns how many shards each part of the plan touches that Citus carries out."""
+    match plan:
+        case {"Task Count": int(count), **others}:
+            return [count, *task_counts(others)]
+        case dict():
+            return [count for value in plan.values() for count in task_counts(value)]
+        case list():
+            return [count for value in plan for count in task_counts(value)]
+    return []
+
+
+async def touched(citus: Any, sql: str, *arguments: Any) -> list[int]:
+    """Returns how many shards each part of the statement touches that Citus carries out; it is not run."""
+    await citus.execute(f"prepare explained as {sql}")
+    try:
+        literals = f"({', '.join(literal(argument) for argument in arguments)})" if arguments else ""
+        return task_counts(json.loads(await citus.fetchval(f"explain (format json) execute explained{literals}")))
+    finally:
+        await citus.execute("deallocate explained")
+
+
+def literal(argument: Any) -> str:
+    match argument:
+        case None:
+            return "null"
+        case list():
+            return f"'{{{','.join(map(str, argument))}}}'"
+        case bytes():
+            return rf"'\x{argument.hex()}'"
+    return f"'{argument}'"
+
+
+@pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in OF_NO_USER])
+async def test_a_statement_of_a_user_touches_one_shard(citus: Any, name: str) -> None:
+    user = f"user-{uuid4()}"
+    arguments = (await filled_user(citus, user)).fill(ARGUMENTS[name])
+    assert await touched(citus, STATEMENTS[name], user, *arguments) == [1]
+
+
+@pytest.mark.parametrize(("name", "arguments"), WRITES, ids=[name for name, _ in WRITES])
+async def test_a_write_touches_one_shard_and_runs_there(citus: Any, name: str, arguments: tuple[Any, ...]) -> None:
+    """PostgreSQL shows no plan of what a function runs; Citus tells when it asks another node."""
+    user = f"user-{uuid4()}"
+    sent = LOCK_TIMEOUT, *(await filled_user(citus, user)).fill(arguments)
+    assert await touched(citus, CALLS[name], user, *sent) == [1], "it is delegated"
+
+    own = await node_of(citus, user)
+    for node in await workers(citus):
+        messages = await said(at(citus_dsn(citus), node), user, name, sent)
+        if name != "erase_user":  # which notes on every node how high the user's numbers were
+            assert any("issuing " in message for message in messages) == (node != own), messages
+
+
+async def said(url: str, user: str, name: str, arguments: tuple[Any, ...]) -> list[str]:
+    """Returns what Citus tells of its work when this node is called."""
+    node: Any = await asyncpg.connect(url)
+    messages: list[str] = []
+    node.add_log_listener(lambda _, message: messages.append(message.message))
+    await node.execute("set citus.log_remote_commands = on; set client_min_messages = log")
+    await node.fetch(CALLS[name], user, *arguments)
+    await asyncio.sleep(0)  # listeners are called in the next turn
+    await node.close()
+    return messages
+
+
+def citus_dsn(citus: Any) -> str:
+    address, parameters = citus._addr, citus._params
+    return f"postgresql://{parameters.user}@{address[0]}:{address[1]}/{parameters.database}"
+
+
+async def test_only_these_statements_touch_more_than_one_shard(citus: Any) -> None:
+    moment = "2001-01-01"
+    arguments: dict[str, tuple[Any, ...]] = {
+        "account_page": ("", 10),
+        "change_counters": (["a", "b", "c", "d", "e"], [1, 1, 1, 1, 1]),
+        "change_oldest": ("", moment, moment, 10),
+        "key_oldest": (moment, 10),
+        "schema_applied": (),
+        "trash_oldest": (moment, 10),
+        "zone_known": ("Europe/Berlin",),
+    }
+    assert set(arguments) == set(OF_NO_USER)
+    counts = {name: await touched(citus, STATEMENTS[name], *values) for name, values in arguments.items()}
+    assert counts.pop("schema_applied") == [1], "a copy of what migrate has noted is on every node"
+    assert counts.pop("zone_known") == []
+    assert 1 < max(counts.pop("change_counters")) <= 5, "it asks for the users that are watched"
+    for name, touching in counts.items():
+        assert max(touching) > 1, name
+
+
+async def test_who_is_locked_holds_up_nobody_else(citus: Any, db: Coalescer) -> None:
+    """The time limit of locks is kept on the node that has the lock."""
+    node, *_ = await workers(citus)
+    locked, others = await user_on(citus, node), [f"user-{uuid4()}" for _ in range(30)]
+    await queries.insert_task(db, locked, TaskCreate(title="x"))
+    async with citus.transaction():
+        await citus.execute("select from tasks.account where user_id = $1 for update", locked)
+        waits = [asyncio.create_task(queries.insert_task(db, locked, TaskCreate(title="x"))) for _ in range(3)]
+        for _ in range(3):
+            calls = [queries.insert_task(db, user, TaskCreate(title="x")) for user in others]
+            done = await asyncio.wait_for(asyncio.gather(*calls), 2)
+            assert all(each.outcome == "created" for each in done)
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await asyncio.wait_for(direct(citus_dsn(citus), locked), 1)
+        assert not any(each.done() for each in waits)
+    assert [each.outcome for each in await asyncio.gather(*waits)] == ["created"] * 3
+
+
+async def direct(url: str, user: str) -> None:
+    connection: Any = await asyncpg.connect(url)
+    try:
+        await connection.fetch(CALLS["insert_task"], user, "50ms", uuid4(), '{"title": "x"}', None, None, None)
+    finally:
+        await connection.close()
+
+
+async def test_every_node_can_be_asked_for_every_user(citus: Any) -> None:
+    nodes = await workers(citus)
+    assert len(nodes) > 1
+    users = [await user_on(citus, node) for node in nodes]
+    for node in nodes:
+        async for db in open_on(WatchedPool(at(citus_dsn(citus), node))):
+            found = await schema.applied(db)
+            assert found == await applied(citus)
+            for user in users:
+                task = TaskCreate(title="x")
+                assert (await queries.insert_task(db, user, task)).outcome == "created"
+                assert (await queries.toggle_task(db, user, task.id)).outcome == "changed"
+                assert str(UUID(task.id)).encode() in ((await queries.list_tasks(db, user)).tasks or b"")
+
+
+async def applied(citus: Any) -> schema.Applied:
+    migrations, functions, rights = await citus.fetchrow(STATEMENTS["schema_applied"])
+    return schema.Applied(set(migrations), set(functions), rights)
+
+
+def test_without_tables_distribute_asks_for_them(tmp_path: Path, citus_url: str) -> None:
+    with empty_database(citus_url) as url:
+        with psycopg.connect(url) as connection:
+            connection.execute("create extension citus")
+        ended = run_service(tmp_path, "distribute", **external(url))
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr == "There are no tables yet: run `python -m service migrate`\n"
+
+
+def test_distribute_and_migrate_can_be_repeated(citus_url: str) -> None:
+    address = parse_address(citus_url)
+    assert distribute(address) == []
+    assert migrate(address) == []
+
+
+def test_a_migration_can_change_tables_and_functions_at_once(citus_url: str) -> None:
+    """What is taken back here, since others use the tables."""
+    with connect(parse_address(citus_url)) as connection:
+        connection.execute(LIMITS)
+        connection.execute("alter table tasks.idempotency add column trial text")
+        connection.execute("create table tasks.trial (user_id text primary key)")
+        connection.execute("update tasks.idempotency set trial = 'x'")
+        connection.execute(migrations._functions())
+        connection.execute("create function tasks.trial() returns int language sql as 'select 1'")
+        connection.rollback()
