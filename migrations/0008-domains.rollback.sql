@@ -19,6 +19,7 @@ alter table tasks.task
     add constraint task_completed_at_matches_status check ((completed_at is not null) = (status = 'completed'));
 alter table tasks.account
     alter column version type bigint,
+    add constraint account_user_id_length check (char_length(user_id) between 1 and 255),
     add constraint account_version_exact check (version between 1 and 9007199254740991);
 drop domain tasks.title;
 drop domain tasks.description;

@@ -11,6 +11,7 @@ create domain tasks.version as bigint;
 
 -- Without checks on the domains yet, this changes no row.
 alter table tasks.account
+    drop constraint account_user_id_length, -- that of a task is enough
     drop constraint account_version_exact,
     alter column version type tasks.version;
 alter table tasks.task
@@ -39,22 +40,22 @@ alter domain tasks.priority add constraint task_priority_known check (value in (
 -- JavaScript's numbers are exact below 2^53
 alter domain tasks.version add constraint version_exact check (value between 1 and 9007199254740991);
 
--- One check for all that a row's fields have to do with each other: what it costs is that there is a check at all. It takes
--- the fields, not the row: on Citus the tables that hold the rows have types of their own.
-create function tasks.check_task(p_user_id text, p_status text, p_completed_at timestamptz) returns boolean
+-- One check for all that a row's fields have to do with each other: what it costs is that there is a check at all, and each
+-- column that it names; so it takes the row.
+create function tasks.check_task(p_task tasks.task) returns boolean
 language plpgsql immutable as $$
 declare
     violated text;
 begin
-    if p_status in ('pending', 'in_progress', 'completed')
-        and (p_completed_at is not null) = (p_status = 'completed')
-        and char_length(p_user_id) between 1 and 255
+    if p_task.status in ('pending', 'in_progress', 'completed')
+        and (p_task.completed_at is not null) = (p_task.status = 'completed')
+        and char_length(p_task.user_id) between 1 and 255
     then
         return true;
     end if;
     violated := case
-        when p_status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
-        when (p_completed_at is not null) <> (p_status = 'completed') then 'task_completed_at_matches_status'
+        when p_task.status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
+        when (p_task.completed_at is not null) <> (p_task.status = 'completed') then 'task_completed_at_matches_status'
         else 'task_user_id_length'
     end;
     raise check_violation using
@@ -62,7 +63,7 @@ begin
         schema = 'tasks', table = 'task', constraint = violated;
 end
 $$;
-alter table tasks.task add constraint task_consistent check (tasks.check_task(user_id, status, completed_at));
+alter table tasks.task add constraint task_consistent check (tasks.check_task(task));
 
 -- A session that has run a function keeps the types that its variables had: whatever is altered of it, it reads it anew.
 do $$

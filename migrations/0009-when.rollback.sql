@@ -1,19 +1,17 @@
-alter table tasks.task drop constraint task_consistent;
-drop function tasks.check_task;
-create function tasks.check_task(p_user_id text, p_status text, p_completed_at timestamptz) returns boolean
+create or replace function tasks.check_task(p_task tasks.task) returns boolean
 language plpgsql immutable as $$
 declare
     violated text;
 begin
-    if p_status in ('pending', 'in_progress', 'completed')
-        and (p_completed_at is not null) = (p_status = 'completed')
-        and char_length(p_user_id) between 1 and 255
+    if p_task.status in ('pending', 'in_progress', 'completed')
+        and (p_task.completed_at is not null) = (p_task.status = 'completed')
+        and char_length(p_task.user_id) between 1 and 255
     then
         return true;
     end if;
     violated := case
-        when p_status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
-        when (p_completed_at is not null) <> (p_status = 'completed') then 'task_completed_at_matches_status'
+        when p_task.status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
+        when (p_task.completed_at is not null) <> (p_task.status = 'completed') then 'task_completed_at_matches_status'
         else 'task_user_id_length'
     end;
     raise check_violation using
@@ -21,7 +19,6 @@ begin
         schema = 'tasks', table = 'task', constraint = violated;
 end
 $$;
-alter table tasks.task add constraint task_consistent check (tasks.check_task(user_id, status, completed_at));
 alter table tasks.task
     drop column due_date,
     drop column due_time,

@@ -82,40 +82,34 @@ $$;
 alter domain tasks.tags add constraint task_tags_good check (cardinality(value) = 0 or tasks.check_tags(value));
 
 -- A field that another one needs. The first condition is all that a task without a due date pays.
-alter table tasks.task drop constraint task_consistent;
-drop function tasks.check_task;
-create function tasks.check_task(
-    p_user_id text, p_status text, p_completed_at timestamptz, p_due_date date, p_due_time time, p_due_time_zone text,
-    p_recurrence text, p_recurrence_start date, p_recurrence_anchor text, p_series_id uuid, p_occurrence integer
-)
-returns boolean
+create or replace function tasks.check_task(p_task tasks.task) returns boolean
 language plpgsql immutable as $$
 declare
     violated text;
 begin
-    if p_status in ('pending', 'in_progress', 'completed')
-        and (p_completed_at is not null) = (p_status = 'completed')
-        and p_due_time is null and p_due_time_zone is null and p_recurrence is null
-        and p_recurrence_start is null and p_series_id is null and p_occurrence is null
-        and p_recurrence_anchor = 'due'
-        and char_length(p_user_id) between 1 and 255
+    if p_task.status in ('pending', 'in_progress', 'completed')
+        and (p_task.completed_at is not null) = (p_task.status = 'completed')
+        and p_task.due_time is null and p_task.due_time_zone is null and p_task.recurrence is null
+        and p_task.recurrence_start is null and p_task.series_id is null and p_task.occurrence is null
+        and p_task.recurrence_anchor = 'due'
+        and char_length(p_task.user_id) between 1 and 255
     then
         return true;
     end if;
     violated := case
-        when p_status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
-        when (p_completed_at is not null) <> (p_status = 'completed') then 'task_completed_at_matches_status'
-        when char_length(p_user_id) not between 1 and 255 then 'task_user_id_length'
-        when p_due_time is not null and p_due_date is null then 'task_due_time_needs_due_date'
-        when p_due_time_zone is not null and p_due_time is null then 'task_due_time_zone_needs_due_time'
-        when p_recurrence is not null and p_due_date is null then 'task_recurrence_needs_due_date'
-        when num_nulls(p_recurrence, p_recurrence_start, p_series_id, p_occurrence) not in (0, 4)
+        when p_task.status not in ('pending', 'in_progress', 'completed') then 'task_status_known'
+        when (p_task.completed_at is not null) <> (p_task.status = 'completed') then 'task_completed_at_matches_status'
+        when char_length(p_task.user_id) not between 1 and 255 then 'task_user_id_length'
+        when p_task.due_time is not null and p_task.due_date is null then 'task_due_time_needs_due_date'
+        when p_task.due_time_zone is not null and p_task.due_time is null then 'task_due_time_zone_needs_due_time'
+        when p_task.recurrence is not null and p_task.due_date is null then 'task_recurrence_needs_due_date'
+        when num_nulls(p_task.recurrence, p_task.recurrence_start, p_task.series_id, p_task.occurrence) not in (0, 4)
             then 'task_series_complete'
-        when p_recurrence_anchor = 'due' then case
-            when p_recurrence ~ '^FREQ=(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?$' then 'task_recurrence_has_its_day'
+        when p_task.recurrence_anchor = 'due' then case
+            when p_task.recurrence ~ '^FREQ=(WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[0-9]+)?$' then 'task_recurrence_has_its_day'
         end
-        when p_recurrence is null then 'task_recurrence_anchor_needs_recurrence'
-        when p_recurrence !~ '^FREQ=[A-Z]+(;INTERVAL=[0-9]+)?$' then 'task_recurrence_after_completion_is_plain'
+        when p_task.recurrence is null then 'task_recurrence_anchor_needs_recurrence'
+        when p_task.recurrence !~ '^FREQ=[A-Z]+(;INTERVAL=[0-9]+)?$' then 'task_recurrence_after_completion_is_plain'
     end;
     if violated is null then
         return true;
@@ -125,10 +119,6 @@ begin
         schema = 'tasks', table = 'task', constraint = violated;
 end
 $$;
-alter table tasks.task add constraint task_consistent check (tasks.check_task(
-    user_id, status, completed_at, due_date, due_time, due_time_zone, recurrence, recurrence_start, recurrence_anchor,
-    series_id, occurrence
-));
 
 -- As in 0008: a session that has run a function reads it anew.
 do $$

@@ -281,7 +281,10 @@ def _distribute(address: Address, done: list[str]) -> None:
             if connection.execute(query).fetchone() is None:
                 raise NotDistributable(why)
         distributed: list[str] = []
-        for name, is_user_s in connection.execute(TABLES).fetchall():
+        tables = connection.execute(TABLES).fetchall()
+        if ("tasks.task", True) in tables:
+            connection.execute((SQL / "schema" / "distribute.sql").read_bytes())
+        for name, is_user_s in tables:
             if is_user_s:
                 together = "none" if name == "tasks.account" else "tasks.account"
                 connection.execute(
