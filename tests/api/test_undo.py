@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
-import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

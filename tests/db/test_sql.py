@@ -34,7 +34,9 @@ LOADED = {
 
 # Reads are statements, one a file; `migrate` runs prepare.sql by itself, and installs the functions.
 FILES = sorted(
-    path for path in SQL.rglob("*.sql") if path.parent.name not in ("debug", "functions") and path.stem not in ("prepare", "distribute")
+    path
+    for path in SQL.rglob("*.sql")
+    if path.parent.name not in ("debug", "functions") and path.stem not in ("prepare", "distribute")
 )
 STATEMENTS = {path.stem: path.read_text() for path in FILES}
 # About more than one user: whose changes are watched, what is to be purged or renumbered, the schema, and time zones
