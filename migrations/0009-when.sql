@@ -64,7 +64,7 @@ declare
     space constant text := '[\u0009-\u000d\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]';
     violated constant text := case
         when cardinality(p_tags) > 20 then 'task_tags_number'
-        when array_position(p_tags, '') is not null or joined ~ '[^,]{51}' then 'task_tags_length'
+        when '' = any (p_tags) or joined ~ '[^,]{51}' then 'task_tags_length'
         -- nor nulls, nor arrays of arrays
         when string_to_array(joined, ',') is distinct from p_tags then 'task_tags_commas'
         when joined ~ ('(^|,)' || space) or joined ~ (space || '(,|$)') then 'task_tags_trimmed'

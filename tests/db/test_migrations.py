@@ -233,7 +233,7 @@ MOMENT = "2026-01-01T00:00:00Z"
         ({"tags": ["a", ""]}, "task_tags_length"),
         ({"tags": [""]}, "task_tags_length"),
         ({"tags": ["a,b"]}, "task_tags_commas"),
-        ({"tags": ["a", None]}, "task_tags_commas"),
+        ({"tags": ["a", None]}, "task_tags_alike"),
         ({"tags": [["a", "b"], ["c", "d"]]}, "task_tags_commas"),
         ({"tags": ["a", " b"]}, "task_tags_trimmed"),
         ({"tags": ["a\u3000", "b"]}, "task_tags_trimmed"),
