@@ -25,7 +25,7 @@ from service.queries import changes, schema
 from service.queries import tasks as queries
 from tests.conftest import empty_database, eventually
 from tests.db.test_coalescer import WatchedPool
-from tests.db.test_sql import ARGUMENTS, CALLS, LOCK_TIMEOUT, OF_NO_USER, STATEMENTS, WRITES, Filled, fill_for
+from tests.db.test_sql import ARGUMENTS, CALLS, LOCK_TIMEOUT, OF_NO_USER, STATEMENTS, TABLES, WRITES, Filled, fill_for
 from tests.processes import external, run_service
 
 
@@ -168,6 +168,26 @@ async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
         await eventually(lambda: asyncio.sleep(0, len(told) > 1))
         watching.cancel()
     assert told == {"here": 8, "here too": 9}
+
+
+async def test_the_tables_are_such_as_citus_can_distribute(database_url: str) -> None:
+    connection: Any = await asyncpg.connect(database_url)
+    try:
+        types = await connection.fetch("""
+            select attrelid::regclass::text as table, atttypid::regtype::text as type
+            from pg_attribute join pg_class on attrelid = pg_class.oid
+            where relnamespace = 'tasks'::regnamespace and relkind in ('r', 'p') and attname = 'user_id'
+        """)
+        assert {row["table"] for row in types} >= {f"tasks.{table}" for table in TABLES}
+        assert {row["type"] for row in types} == {"text"}, "by a domain Citus finds nothing"
+        checks = await connection.fetch("""
+            select conname, pg_get_constraintdef(oid) as text
+            from pg_constraint
+            where connamespace = 'tasks'::regnamespace and contype = 'c' and conrelid <> 0
+        """)
+        assert not [row["conname"] for row in checks if ".*" in row["text"]], "a row there has another type"
+    finally:
+        await connection.close()
 
 
 def test_without_citus_distribute_says_what_is_missing(tmp_path: Path, database_url: str) -> None:
