@@ -35,3 +35,4 @@ drop domain tasks.recurrence;
 drop domain tasks.recurrence_anchor;
 drop domain tasks.tags;
 drop function tasks.is_time_zone;
+drop function tasks.check_tags;

@@ -1,4 +1,4 @@
--- With it goes the domain's check. Dropped by itself, that fails before the next savepoint (PostgreSQL 18).
+-- And with it the domain's constraint: after `alter domain … drop constraint`, PostgreSQL 18 refuses what comes next.
 drop function tasks.are_unlike cascade;
 drop function tasks.tag_key;
 drop function tasks.moment;

@@ -18,7 +18,7 @@ create or replace function tasks.insert_task(
 )
 language plpgsql as $$
 declare
-    wanted tasks.task := jsonb_populate_record(null::tasks.task, p_fields);
+    wanted tasks.task;
     now timestamptz;
     known bytea;
 begin
@@ -33,6 +33,8 @@ begin
         where i.user_id = p_user and i.key = p_key;
     end if;
     if known is null then
+        wanted.user_id := p_user; -- of a row that is not null, the fields that are not sent are not checked
+        wanted := jsonb_populate_record(wanted, p_fields);
         wanted.status := coalesce(wanted.status, case when wanted.is_completed then 'completed' else 'pending' end);
         if wanted.recurrence is not null then
             wanted.recurrence_start := coalesce(wanted.recurrence_start, wanted.due_date);

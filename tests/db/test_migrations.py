@@ -115,6 +115,8 @@ def test_a_counter_stays_exact_in_javascript(database_url: str, version: int, is
 
 
 GOOD: dict[str, Any] = {"user_id": "x", "title": "x", "version": 1}
+DUE: dict[str, Any] = {"due_date": "2026-01-31"}
+RULE = DUE | {"recurrence": "FREQ=DAILY", "recurrence_start": "2026-01-31", "series_id": uuid4(), "occurrence": 1}
 MOMENT = "2026-01-01T00:00:00Z"
 
 
@@ -140,6 +142,98 @@ MOMENT = "2026-01-01T00:00:00Z"
         ({"user_id": "x" * 256}, "user_id_length"),
         ({"user_id": ""}, "user_id_length"),
         ({"version": 0}, "version_exact"),
+        (DUE, None),
+        ({"due_date": "0001-01-01"}, None),
+        ({"due_date": "9999-12-31"}, None),
+        ({"due_date": "10000-01-01"}, "task_due_date_years"),
+        ({"due_date": "0001-12-31 BC"}, "task_due_date_years"),
+        ({"due_date": "infinity"}, "task_due_date_years"),
+        (DUE | {"due_time": "23:59:59"}, None),
+        (DUE | {"due_time": "24:00"}, "task_due_time_on_the_clock"),
+        ({"due_time": "09:00"}, "task_due_time_needs_due_date"),
+        (DUE | {"due_time": "09:00", "due_time_zone": "Asia/Kathmandu"}, None),
+        (DUE | {"due_time_zone": "UTC"}, "task_due_time_zone_needs_due_time"),
+        *(
+            (DUE | {"due_time": "09:00", "due_time_zone": zone}, "task_due_time_zone_known")
+            for zone in (
+                "europe/berlin",
+                "Europe/Bielefeld",
+                "FOO3",
+                "+01",
+                "2",
+                "",
+                "localtime ",
+                "CET-1CEST",
+                "default",
+            )
+        ),
+        (RULE, None),
+        (RULE | {"occurrence": 2**31 - 1}, None),
+        (RULE | {"occurrence": 0}, "task_occurrence_positive"),
+        (RULE | {"due_date": None}, "task_recurrence_needs_due_date"),
+        (RULE | {"recurrence_start": None}, "task_series_complete"),
+        (RULE | {"series_id": None}, "task_series_complete"),
+        (RULE | {"occurrence": None}, "task_series_complete"),
+        (RULE | {"recurrence": None}, "task_series_complete"),
+        (DUE | {"recurrence_anchor": "completion"}, "task_recurrence_anchor_needs_recurrence"),
+        (RULE | {"recurrence_anchor": "completion"}, None),
+        (RULE | {"recurrence_anchor": "now"}, "task_recurrence_anchor_known"),
+        (RULE | {"recurrence": "FREQ=WEEKLY;INTERVAL=2", "recurrence_anchor": "completion"}, None),
+        (RULE | {"recurrence": "FREQ=WEEKLY"}, "task_recurrence_has_its_day"),
+        (RULE | {"recurrence": "FREQ=YEARLY;INTERVAL=2"}, "task_recurrence_has_its_day"),
+        (
+            RULE | {"recurrence": "FREQ=WEEKLY;BYDAY=MO", "recurrence_anchor": "completion"},
+            "task_recurrence_after_completion_is_plain",
+        ),
+        *(
+            (RULE | {"recurrence": rule}, None)
+            for rule in (
+                "FREQ=DAILY;INTERVAL=999;COUNT=9999",
+                "FREQ=WEEKLY;BYDAY=MO,SU;WKST=SU;UNTIL=20281231",
+                "FREQ=MONTHLY;BYMONTHDAY=-1",
+                "FREQ=MONTHLY;BYDAY=-1MO",
+                "FREQ=YEARLY;BYMONTH=12;BYDAY=4SU",
+                "FREQ=YEARLY;INTERVAL=4;BYMONTH=2;BYMONTHDAY=29;COUNT=1",
+            )
+        ),
+        *(
+            (RULE | {"recurrence": rule}, "task_recurrence_canonical")
+            for rule in (
+                *("", "FREQ=SECONDLY", "freq=daily", "RRULE:FREQ=DAILY", "FREQ=DAILY;", "FREQ=DAILY;INTERVAL=1"),
+                *("FREQ=DAILY;INTERVAL=1000", "FREQ=DAILY;COUNT=0", "FREQ=DAILY;COUNT=2;UNTIL=20281231"),
+                *(
+                    "FREQ=DAILY;UNTIL=20281331",
+                    "FREQ=DAILY;UNTIL=20281200",
+                    "FREQ=DAILY;BYDAY=MO",
+                    "FREQ=DAILY;WKST=SU",
+                ),
+                *(
+                    "FREQ=WEEKLY;BYDAY=1MO",
+                    "FREQ=WEEKLY;BYDAY=MO;WKST=MO",
+                    "FREQ=WEEKLY;COUNT=2",
+                    "FREQ=WEEKLY;WKST=SU",
+                ),
+                *("FREQ=MONTHLY;BYMONTHDAY=32", "FREQ=MONTHLY;BYMONTHDAY=0", "FREQ=MONTHLY;BYDAY=5MO"),
+                *("FREQ=MONTHLY;BYDAY=MO", "FREQ=MONTHLY;BYMONTH=2;BYMONTHDAY=1", "FREQ=MONTHLY;BYDAY=1MO,2MO"),
+                *("FREQ=YEARLY;BYMONTHDAY=1", "FREQ=YEARLY;BYMONTH=13;BYMONTHDAY=1", "FREQ=DAILY\n"),
+            )
+        ),
+        ({"tags": [str(number) for number in range(20)]}, None),
+        ({"tags": [str(number) for number in range(21)]}, "task_tags_number"),
+        ({"tags": ["𝕏" * 50, "x" * 50]}, None),
+        ({"tags": ["𝕏" * 51]}, "task_tags_length"),
+        ({"tags": ["a", "x" * 51]}, "task_tags_length"),
+        ({"tags": ["a", ""]}, "task_tags_length"),
+        ({"tags": [""]}, "task_tags_length"),
+        ({"tags": ["a,b"]}, "task_tags_commas"),
+        ({"tags": ["a", None]}, "task_tags_alike"),
+        ({"tags": [["a", "b"], ["c", "d"]]}, "task_tags_commas"),
+        ({"tags": ["a", " b"]}, "task_tags_trimmed"),
+        ({"tags": ["a\u3000", "b"]}, "task_tags_trimmed"),
+        ({"tags": ["a b", "\x1c"]}, None),
+        ({"tags": ["e\u0301"]}, "task_tags_normalized"),
+        ({"tags": ["🎉", "é", "👩\u200d👩"]}, None),
+        ({"tags": ["Home", "hOME"]}, "task_tags_alike"),
     ],
 )
 def test_the_database_keeps_the_limits_too(database_url: str, values: dict[str, Any], constraint: str | None) -> None:
