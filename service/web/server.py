@@ -4,14 +4,12 @@ All workers accept from one listening socket, so a new connection goes to a free
 """
 
 import asyncio
-import ctypes
 import logging
 import multiprocessing
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,13 +47,15 @@ SERVER_OPTIONS: dict[str, Any] = {  # for uvicorn; the benchmark uses them too
     "access_log": False,
     "proxy_headers": False,  # see web/forwarded.py
     "server_header": False,
+    "workers": 1,  # else it reads WEB_CONCURRENCY itself, and fails where that is empty
     "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
 }
 
 CreateApp = Callable[[Settings], ASGIApp]  # a module's function, which workers import
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+SO_BINDTOIFINDEX = 62  # asm-generic/socket.h
+NO_INTERFACE = 2**31 - 1  # the highest index; they are counted from 1
 SPAWN = multiprocessing.get_context("spawn")
 
 logger = logging.getLogger(__name__)
@@ -158,24 +158,15 @@ class Server(uvicorn.Server):
 
 
 def stop_connecting(listener: socket.socket) -> None:
-    """Stops new connections to the socket, in all processes; those that are queued can still be accepted.
+    """Refuses new connections to the socket, in all processes; those that are queued can still be accepted.
 
     Closing a listening socket resets the connections that are not accepted yet. So they must be accepted first, while
-    no new ones arrive. On Linux a filter can drop each connection's first packet; the client repeats it after a second,
-    and is then refused.
+    no new ones arrive. On Linux a socket can be bound to one network interface: bound to one that does not exist, it
+    gets no packet that begins a connection. This takes no right, which a filter of packets does.
     """
-    if sys.platform != "linux":
-        return
-    instructions = (  # of BPF: code, jump if true, jump if false, operand
-        (0x30, 0, 0, 13),  # load the TCP flags
-        (0x45, 0, 1, 0x02),  # SYN?
-        (0x06, 0, 0, 0),  # drop
-        (0x06, 0, 0, 0xFFFFFFFF),  # else pass
-    )
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
-    with suppress(OSError):  # without the filter a few connections may be reset
-        value = struct.pack("HP", len(instructions), ctypes.addressof(program))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, value)
+    if sys.platform == "linux":
+        with suppress(OSError):  # before Linux 5.7, for others than root: a few connections may be reset
+            listener.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)
 
 
 def _has_queue(listener: socket.socket) -> bool:
