@@ -35,6 +35,8 @@ NOT_RUN = {  # blocks for the shell by their first line, and why
     "make test": "it would run this test again",
     "python3 -m venv .venv": "it downloads all packages; .ci/run does so",
     "HOST='*' PORT=8000 .venv/bin/python -m service serve": "it serves until it is stopped, on all networks",
+    "docker build -t task-service .": "it needs Docker; tests/process/test_container.py does what it can without",
+    "docker compose up --build --detach": "so does this",
     ". .venv/bin/activate": "test_commands.py runs it",
     'make test ARGS="-k batch -x"': "it would run tests within this test",
 }
