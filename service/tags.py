@@ -4,7 +4,9 @@ from unicodedata import normalize
 
 MOST = 20  # of a task
 LONGEST = 50  # characters
-ACCEPTED = f"1 to {LONGEST} characters without commas; surrounding white space is trimmed before they are counted"
+ACCEPTED = (
+    f"1 to {LONGEST} characters without commas and NUL; surrounding white space is trimmed before they are counted"
+)
 # Unicode's White_Space; Python's strip() would also take the separators \x1c to \x1f
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
