@@ -5,8 +5,10 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
+from unicodedata import normalize
 from uuid import UUID, uuid4, uuid5
 
 import asyncpg
@@ -327,6 +329,27 @@ async def test_what_is_none_is_refused_with_what_would_be_right(
         assert right in message
         assert shown in message
     assert len(await every_task(user)) == 1
+
+
+@pytest.mark.parametrize("tag", ["a" + "\u0301\u0327" * 500, "\u1100\u1161\u11a8" * 51, "\u0390" * 51])
+async def test_a_tag_that_is_too_long_in_all_forms_is_refused(user: User, tag: str) -> None:
+    ((place, message),) = await refused(user, None, {"tags": [tag]})
+    assert place == ["body", "tags", 0]
+    assert TAG in message
+
+
+async def test_a_tag_of_characters_that_become_one_is_counted_after_that(user: User) -> None:
+    for tag in ("\u1100\u1161\u11a8", "\u03b1\u0313\u0300\u0345"):
+        for size in (49, 50):
+            assert (await user.create(tags=[tag * size]))["tags"] == [normalize("NFC", tag) * size]
+        await refused(user, None, {"tags": [tag * 51]})
+
+
+async def test_a_tag_of_marks_takes_no_time(user: User) -> None:
+    began = process_time()
+    response = await user.call("POST", json={"title": "x", "tags": ["a" + "\u0301\u0327" * 15_000]})
+    assert response.status_code == 422
+    assert process_time() - began < 0.3, "to put it into NFC takes longer"
 
 
 async def test_a_rule_that_is_none_is_told_beside_what_else_is_wrong(user: User) -> None:
