@@ -19,7 +19,9 @@ def zone_guess(name: str) -> str:
 
 def _zone(value: str) -> str:
     if not is_zone(value):
-        raise ValueError(ACCEPTED + zone_guess(value))
+        lost_plus = is_zone(value.replace(" ", "+"))
+        hint = " (in a URL the + of a zone is written %2B)" if lost_plus else zone_guess(value)
+        raise ValueError(ACCEPTED + hint)
     return value
 
 

@@ -372,6 +372,16 @@ async def test_a_zone_that_may_have_been_meant_is_named(user: User) -> None:
         assert f"(did you mean {meant}?)" in response.json()["detail"][0]["msg"]
 
 
+@pytest.mark.parametrize("query", ["due=today&time_zone=Etc/GMT+5", "time_zone=GMT+0"])
+async def test_a_zone_whose_plus_was_lost_in_the_url_is_told_so(user: User, query: str) -> None:
+    response = await user.call("GET" if "due" in query else "POST", f"?{query}", json={"title": "x"})
+    assert response.status_code == 422
+    assert "(in a URL the + of a zone is written %2B), not" in response.json()["detail"][0]["msg"]
+    query = query.replace("+", "%2B")
+    response = await user.call("GET" if "due" in query else "POST", f"?{query}", json={"title": "x"})
+    assert response.status_code in (200, 201)
+
+
 async def test_a_zone_that_postgresql_does_not_know_is_refused(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     task = await user.create()
     monkeypatch.setitem(zones._known, "Asia/Kolkata", False)  # as if its tz database were older
