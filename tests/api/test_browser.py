@@ -245,6 +245,56 @@ def refused_by_cors(page: Page) -> Iterator[None]:
         yield
 
 
+# Dates ----------------------------------------------------------------------------------------------------------------
+
+# What a page does with the date and time that a person has put into its fields, and what it shows of a task.
+ENTERED = """() => {
+    document.body.innerHTML = "<input type=date id=day><input type=time id=clock><p id=shown></p>";
+}"""
+SHOWN = """(task) => {
+    const [year, month, day] = task.due_date.split("-").map(Number);
+    const [hour, minute] = task.due_time.split(":").map(Number);
+    const due = new Date(year, month - 1, day, hour, minute); // not new Date(task.due_date), which is midnight in UTC
+    document.querySelector("#shown").textContent = due.toLocaleString("en-GB", {dateStyle: "full", timeStyle: "short"});
+}"""
+TODAY = "() => new Intl.DateTimeFormat('sv').format(new Date())"
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/Anchorage", "Asia/Kolkata"])
+def test_a_page_shows_the_day_that_was_entered_wherever_it_is(
+    browser: Browser, service: Served, listed: str, zone: str
+) -> None:
+    with browser.new_page(timezone_id="Europe/Berlin") as page:
+        page.goto(listed)
+        page.evaluate(ENTERED)
+        page.locator("#day").fill("2026-11-27")
+        page.locator("#clock").fill("00:30")
+        entered = Visitor(f"visitor-{uuid4()}", page, service.address)
+        body = {"due_date": page.locator("#day").input_value(), "due_time": page.locator("#clock").input_value()}
+        created = entered.call("POST", body={"title": "Buy milk"} | body)
+        assert created.status == 201
+        assert (created.body["due_date"], created.body["due_time"]) == ("2026-11-27", "00:30:00")
+    with browser.new_page(timezone_id=zone) as page:
+        page.goto(listed)
+        page.evaluate(ENTERED)
+        seen = Visitor(entered.id, page, service.address)
+        (task,) = seen.call("GET").body
+        page.evaluate(SHOWN, task)
+        assert page.locator("#shown").inner_text() == "Friday, 27 November 2026 at 00:30"
+        page.locator("#day").fill(task["due_date"])
+        assert page.locator("#day").input_value() == "2026-11-27"
+
+        # what is due today is told where the page is: there may be another day by then
+        own = page.evaluate("() => Intl.DateTimeFormat().resolvedOptions().timeZone")  # maybe by an older name
+        path, days = f"/{task['id']}", [page.evaluate(TODAY)]
+        assert seen.call("PATCH", path, {"due_date": days[0], "due_time": None}).status == 200
+        found = seen.call("GET", f"?due=today&time_zone={own}")
+        days.append(page.evaluate(TODAY))
+        assert found.status == 200
+        assert "etag" not in found.headers
+        assert [one["due_date"] for one in found.body] == days[:1] or days[0] != days[1]
+
+
 # The documentation ----------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,8 @@ const show = (page) => shown.push(page);
 
 AFTERWARDS = """
 assert.equal(tokens, 1, "one token serves many calls");
-assert.equal(shown.length, 1);
+assert.deepEqual(shown.slice(1), [[], []], "nothing is due");
+assert.deepEqual([labels, urgent, renaming], [[], [], { version: null, tasks: 0 }]);
 assert.deepEqual([shown[0][0].title, shown[0][0].status], ["Buy milk", "in_progress"]);
 assert.deepEqual(results.map(({ status, task }) => [status, task.version]), [[201, version], [200, version]]);
 assert.equal((await call("GET", `${tasks}/${task.id}`)).deleted_at, null, "back from the trash");
@@ -114,6 +115,10 @@ assert.equal((await submit(aForm({ title: "From a form" }))).title, "From a form
 const wrong = aForm({ title: "", priority: "urgent" });
 await submit(wrong);
 assert.ok(wrong.reported && wrong.elements.title.told && wrong.elements.priority.told);
+
+const late = await call("POST", tasks, { title: "Late", due_date: "2001-01-01", tags: ["Home"] });
+assert.deepEqual((await due("overdue")).map(({ id }) => id), [late.id]);
+assert.deepEqual(await call("GET", "/api/me/tags"), [{ tag: "Home", tasks: 1, open: 1 }]);
 assert.equal(await call("DELETE", `${tasks}/${task.id}`), null);
 """
 

@@ -147,6 +147,30 @@ const uses: Record<keyof operations, () => Promise<void>> = {
     expect(response.status === 409 && error !== undefined && "conflicts" in error, "a conflict");
     expect(error.conflicts[0]?.task_id === task.id && error.conflicts[0].fields[0] === "title", "which fields");
   },
+  async list_tags() {
+    await client.POST("/api/{user_id}/tasks", {
+      params: { path: { user_id } },
+      body: { title: "Buy paint", tags: ["house", "Shopping"] },
+    });
+    const { data } = await client.GET("/api/{user_id}/tags", { params: { path: { user_id } } });
+    expect(data?.some(({ tag, tasks, open }) => tag === "house" && tasks === 1 && open === 1) === true, "tags");
+    const found = await client.GET("/api/{user_id}/tasks", {
+      params: { path: { user_id }, query: { tags_all: ["HOUSE", "shopping"], due: "none", sort: "due" } },
+    });
+    expect(found.data?.[0]?.title === "Buy paint" && found.data.length === 1, "by tags");
+  },
+  async rename_tag() {
+    await client.POST("/api/{user_id}/tasks", {
+      params: { path: { user_id } },
+      body: { title: "Buy seeds", tags: ["balcony"] },
+    });
+    const rename = (from: string, to: string | null) =>
+      client.POST("/api/{user_id}/tags/rename", { params: { path: { user_id } }, body: { from, to } });
+    const { data } = await rename("balcony", "garden");
+    expect(data?.tasks === 1 && data.version !== null, "renamed");
+    const nothing = await rename("balcony", null);
+    expect(nothing.data?.tasks === 0 && nothing.data.version === null, "nothing to rename");
+  },
   async healthz() {
     expect((await client.GET("/healthz")).data?.status === "ok", "healthz");
   },
