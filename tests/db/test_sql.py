@@ -421,7 +421,7 @@ SEARCHES = [
     Search(created_after=LONG_AGO, updated_after=LONG_AGO, completed_after=LONG_AGO),
     Search(trashed=True, fields=["title"]),
     Search(sort="title", after=(0, "title 7", str(UUID(int=0)))),
-    Search(due_after=LONG_AGO.date(), due_before=NEVER.date(), sort="due", limit=10),
+    Search(due_after="2001-01-01", due_before="2101-01-01", sort="due", limit=10),
     *(Search(due=due, time_zone="Europe/Berlin", limit=10) for due in DUE),
     Search(tags=["home"]),
     Search(tags=["home"], tags_all=["garden", "home"]),
