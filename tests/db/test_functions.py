@@ -412,7 +412,7 @@ OTHER = st.sampled_from(KINDS).flatmap(lambda calls: calls)
 DAILY: Json = {"title": "a", "due_date": "2026-01-31", "recurrence": "FREQ=DAILY"}
 MEMBER = st.sampled_from((IDS[0], IDS[0], SUCCESSORS[0]))
 STATUS = st.sampled_from(["pending", "completed"]).map(lambda status: {"status": status})
-STEP = st.one_of(
+STEP: st.SearchStrategy[tuple[str, str, Json]] = st.one_of(
     st.tuples(st.just("update"), MEMBER, STATUS),
     st.tuples(st.just("complete"), MEMBER, st.just({})),
     st.tuples(st.sampled_from(["update", "delete", "restore"]), MEMBER, TITLE.map(lambda title: {"title": title})),
