@@ -826,6 +826,22 @@ async def test_reopening_takes_an_untouched_successor_to_the_trash(user: User) -
     assert (await every_task(user))[successor["id"]]["deleted_at"] is not None, "nobody has touched it yet"
 
 
+@pytest.mark.parametrize("back", ["reopened", "undone", "reopened in the same batch"])
+async def test_a_tag_that_is_renamed_in_the_trash_does_not_end_the_series(user: User, back: str) -> None:
+    task = await user.create(**DAILY, tags=["old"])
+    if back == "reopened in the same batch":
+        await batch(user, *[{"op": "complete", "id": task["id"]}] * 2)
+    else:
+        done, _ = await complete(user, task)
+        await (reopen(user, task) if back == "reopened" else undo(user, done["version"]))
+    await patched(user, task, tags=[])
+    renamed = (await call(user, "POST", "tags/rename", json={"from": "old", "to": "new"})).json()
+    assert renamed["tasks"] == 1, "the successor's, in the trash"
+    _, successor = await complete(user, task)
+    assert successor is not None
+    assert (successor["deleted_at"], successor["tags"]) == (None, ["new"])
+
+
 @pytest.mark.parametrize("touch", ["update", "complete", "trash", "there and back"])
 async def test_a_successor_that_was_touched_stays_and_the_reopened_task_loses_its_rule(user: User, touch: str) -> None:
     task = await user.create(**DAILY)
