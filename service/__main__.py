@@ -32,7 +32,7 @@ from service.queries.changes import undo_change
 from service.queries.purge import HISTORY_DAYS, purge
 from service.settings import DatabaseSettings, Settings, SettingsError, load, load_database
 from service.web import log, server
-from service.web.metrics import Board, exposed
+from service.web.metrics import Board
 from service.web.openapi import service_version
 
 TOKEN_HOURS = 12
@@ -77,7 +77,11 @@ def main() -> None:
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or Ctrl+C."""
     log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address, _listening_socket(settings) as listener, _metrics(settings) as (board, port):
+    with (
+        _database(settings) as address,
+        _listening_socket(settings, "PORT", settings.port) as listener,
+        _metrics(settings) as (board, port),
+    ):
         if settings.database_url is None:
             migrate(address)
         print(_welcome(settings, listener, port), flush=True)
@@ -381,14 +385,15 @@ def _host(settings: Settings) -> str:
 
 
 @contextmanager
-def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
-    host, port = _host(settings), settings.port
+def _listening_socket(settings: Settings, name: str, port: int) -> Iterator[socket.socket]:
+    """Yields a socket that listens on the port, which is that setting's. Raises Failure when it cannot be had."""
+    host = _host(settings)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # `::` is IPv4, too: what containers and platforms expect of it
         listener = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=host == "::")
     except (OSError, UnicodeError) as error:
-        raise Failure(_why_not_listening(error, settings)) from None
+        raise Failure(_why_not_listening(error, settings.host, name, port)) from None
     with listener:
         yield listener
 
@@ -399,29 +404,23 @@ def _metrics(settings: Settings) -> Iterator[tuple[Board | None, int | None]]:
     if settings.metrics_port is None:
         yield None, None
         return
+    from service.web.scrapes import answered  # only where there are metrics
+
     board = Board()
-    with ExitStack() as stack:
-        try:
-            port = stack.enter_context(exposed(board, _host(settings), settings.metrics_port))
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or "it is no host"
-            raise Failure(
-                f"Cannot listen on HOST {settings.host}, METRICS_PORT {settings.metrics_port}: {why}"
-            ) from None
-        yield board, port
+    with _listening_socket(settings, "METRICS_PORT", settings.metrics_port) as listener, answered(board, listener):
+        yield board, listener.getsockname()[1]
 
 
-def _why_not_listening(error: OSError | UnicodeError, settings: Settings) -> str:
-    host, port = settings.host, settings.port
+def _why_not_listening(error: OSError | UnicodeError, host: str, name: str, port: int) -> str:
     match getattr(error, "errno", None):
         case errno.EADDRINUSE:
-            return f"Port {port} is taken, perhaps by a service that runs already: PORT={port % 65535 + 1} make run"
+            return f"Port {port} is taken, perhaps by a service that runs already: {name}={port % 65535 + 1} make run"
         case errno.EACCES:
-            return f"PORT {port} is for root alone: take one from 1024 on, as in PORT=8000 make run"
+            return f"{name} {port} is for root alone: take one from 1024 on, as in {name}=8000 make run"
         case errno.EADDRNOTAVAIL:
             return f"HOST {host} is no address of this machine: 127.0.0.1 is for itself, * for all its networks"
         case _:
-            return f"Cannot listen on HOST {host}, PORT {port}: {getattr(error, 'strerror', None) or 'it is no host'}"
+            return f"Cannot listen on HOST {host}, {name} {port}: {getattr(error, 'strerror', None) or 'it is no host'}"
 
 
 def _welcome(settings: Settings, listener: socket.socket, metrics_port: int | None) -> str:

@@ -15,7 +15,7 @@ from service.db.coalescer import Coalescer
 from service.db.pool import Pool
 from service.queries.changes import watch_counters
 from service.routes import account, batch, changes, docs, health, missing, tags, tasks
-from service.settings import Settings, wants_traces
+from service.settings import Settings, SettingsError, wants_traces
 from service.web.application import Service
 from service.web.metrics import Metrics
 from service.web.openapi import document
@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> Starlette:
-    """Returns the application. Its lifespan opens and closes the pool, even when the database is away."""
+    """Returns the application. Its lifespan opens and closes the pool, even when the database is away.
+
+    Raises SettingsError when OpenTelemetry does not take its variables.
+    """
 
     tracing = _tracing()
     published = None
@@ -65,14 +68,20 @@ def create_app(settings: Settings) -> Starlette:
 
 
 def _tracing() -> "Tracing | None":
-    """Returns what traces the application; None when nobody asks for it, or OpenTelemetry is not installed."""
+    """Returns what traces the application; None when nobody asks for it, or OpenTelemetry is not installed.
+
+    Raises SettingsError when OpenTelemetry does not take its variables.
+    """
     if not wants_traces():
         return None
     try:
         from service.web.tracing import Tracing  # only where there are traces
+
+        return Tracing()
     except ImportError as error:
         logger.warning(
             "OTEL_* variables ask for traces, and requirements-opentelemetry.txt is not installed: %s", error
         )
         return None
-    return Tracing()
+    except ValueError as error:
+        raise SettingsError(f"OTEL_…: {error}") from None

@@ -7,12 +7,11 @@ ever falls. Nothing is written to a disk, which prometheus-client's own way with
 """
 
 import pickle
-import signal
 import socket
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from service.db.coalescer import Coalescer
@@ -222,53 +221,3 @@ def send(leaving: socket.socket, snapshot: Snapshot) -> None:
     """Sends a snapshot; the next one makes up for one that the supervisor, suspended or gone, does not take."""
     with suppress(BlockingIOError, ConnectionError):
         leaving.send(pickle.dumps(snapshot))
-
-
-@contextmanager
-def exposed(board: Board, host: str, port: int) -> Iterator[int]:
-    """Answers scrapes meanwhile, in threads; yields the port. Raises OSError when that cannot be had."""
-    from prometheus_client import CollectorRegistry, start_http_server  # only where there are metrics
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-
-    class Collector:
-        def collect(self) -> Iterator[Metric]:
-            """Yields the metrics, as prometheus-client wants them."""
-            found = board.read()
-            for name, (type_, help_, names, bounds) in FAMILIES.items():
-                series = found.get(name, {})
-                if type_ == "histogram":
-                    histogram = HistogramMetricFamily(name, help_, labels=names)
-                    for labels, numbers in series.items():
-                        histogram.add_metric(labels, _buckets(bounds, numbers), numbers[-1])
-                    yield histogram
-                else:
-                    plain = (CounterMetricFamily if type_ == "counter" else GaugeMetricFamily)(
-                        name, help_, labels=names
-                    )
-                    for labels, numbers in series.items():
-                        plain.add_metric(labels, numbers[0])
-                    yield plain
-
-    registry = CollectorRegistry()
-    registry.register(Collector())
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
-    try:
-        server, thread = start_http_server(port, host, registry)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _buckets(bounds: tuple[float, ...], numbers: list[float]) -> list[tuple[str, float]]:
-    """Returns the upper bounds of the buckets, each with how many observations are not above it."""
-    total = 0.0
-    found = []
-    for bound, number in zip((*bounds, float("inf")), numbers[:-1], strict=True):
-        total += number
-        found.append(("+Inf" if bound == float("inf") else f"{float(bound)}", total))
-    return found

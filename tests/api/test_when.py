@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from time import process_time
-from types import SimpleNamespace
 from typing import Any
 from unicodedata import normalize
 from uuid import UUID, uuid4, uuid5
@@ -580,7 +579,8 @@ async def test_completing_makes_the_next_one(user: User) -> None:
 )
 async def test_every_way_to_complete_does_so(user: User, method: str, path: str, body: Json | None) -> None:
     task = await user.create(**DAILY)
-    response = await user.call(method, f"/{task['id']}{path}", **({} if body is None else {"json": body}))
+    options: Json = {} if body is None else {"json": body}
+    response = await user.call(method, f"/{task['id']}{path}", **options)
     assert response.status_code == 200
     assert response.json()["is_completed"]
     assert response.headers["Location"] == f"{user.tasks}/{successor_of(task)}"
@@ -591,7 +591,7 @@ async def test_every_way_to_complete_does_so(user: User, method: str, path: str,
 
 async def test_a_create_as_completed_does_so_too(user: User) -> None:
     for body in (DAILY | {"status": "completed"}, DAILY | {"is_completed": True}):
-        sent: dict[str, Any] = {"headers": {"Idempotency-Key": str(uuid4())}, "json": {"title": "x"} | body}
+        sent: Json = {"headers": {"Idempotency-Key": str(uuid4())}, "json": {"title": "x"} | body}
         created, again = await user.call("POST", **sent), await user.call("POST", **sent)
         assert created.status_code == again.status_code == 201
         assert created.json() == again.json()
@@ -661,7 +661,7 @@ async def test_a_rule_and_a_completion_in_one_request(user: User) -> None:
 
 async def test_the_day_of_completion_is_the_one_in_the_zone(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = datetime(2026, 6, 15, 23, 30, tzinfo=UTC)
-    monkeypatch.setattr(planning, "datetime", SimpleNamespace(now=lambda zone: moment))
+    monkeypatch.setattr(planning, "today", lambda zone, _: today(zone, moment))
     rule = {"due_date": "2026-01-31", "recurrence": "FREQ=DAILY", "recurrence_anchor": "completion"}
     pinned = rule | {"due_time": "09:00", "due_time_zone": "Pacific/Kiritimati"}
     for fields, zone, expected in (

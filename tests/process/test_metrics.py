@@ -1,7 +1,10 @@
 """What Prometheus is told on METRICS_PORT, of one worker and of several, of those that are killed too."""
 
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.web import scrapes
 from service.web.metrics import FAMILIES, Board, Inlet, send
 from tests.conftest import Served, service_environment, serving, wait_until
 from tests.feed import Stream
@@ -31,6 +35,7 @@ class Scraped:
         assert service.process.stdout is not None
         lines = iter(service.process.stdout.readline, "")
         self.url = next(line.split()[1] for line in lines if line.startswith("  metrics "))
+        self.port = int(self.url.rpartition(":")[2].removesuffix("/metrics"))
 
     def families(self) -> dict[str, Metric]:
         answer = httpx.get(self.url)
@@ -90,7 +95,7 @@ def test_requests_are_counted_by_method_pattern_and_status(service: tuple[Served
 def test_nobody_can_make_labels(service: tuple[Served, Scraped]) -> None:
     served, metrics = service
     client = Client(served)
-    paths = ["/nothing", f"/{uuid4()}", "/api/x", "/docs/assets/x", "/docs/assets/swagger-ui/x"]
+    paths = ["/nothing", f"/{uuid4()}", "/api/x/nothing", "/docs/assets/x", "/docs/assets/swagger-ui/x"]
     for path in paths:
         assert httpx.get(served.address + path).status_code in (401, 404)
     for method in ("PURGE", "PROPFIND", "OPTIONS"):
@@ -208,7 +213,7 @@ def test_a_worker_that_hangs_delays_no_scrape(tmp_path: Path, database_url: str)
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_while_it_is_scraped_it_still_ends_in_time(tmp_path: Path, database_url: str, count: str) -> None:
     with measured(tmp_path, database_url, WEB_CONCURRENCY=count) as (served, metrics):
-        hanging = Wire(int(metrics.url.split(":")[2].split("/")[0]))
+        hanging = Wire(metrics.port)
         hanging.send(b"GET /metrics HTTP/1.1\r\n")
         assert stop(served) == 0
         hanging.close()
@@ -216,10 +221,69 @@ def test_while_it_is_scraped_it_still_ends_in_time(tmp_path: Path, database_url:
 
 def test_a_port_that_is_taken_ends_the_start_with_a_sentence(tmp_path: Path, database_url: str) -> None:
     with measured(tmp_path, database_url) as (_, metrics):
-        port = metrics.url.split(":")[2].split("/")[0]
-        ended = run_service(tmp_path, **external(database_url), PORT="0", METRICS_PORT=port)
+        port = metrics.port
+        ended = run_service(tmp_path, **external(database_url), PORT="0", METRICS_PORT=str(port))
         assert ended.returncode == 1
-        assert ended.stderr == f"Cannot listen on HOST 127.0.0.1, METRICS_PORT {port}: Address already in use\n"
+        assert ended.stderr.startswith(f"Port {port} is taken")
+        assert ended.stderr.endswith(f": METRICS_PORT={port % 65535 + 1} make run\n")
+
+
+@pytest.mark.parametrize(("host", "there"), [("localhost", ["127.0.0.1"]), ("*", ["127.0.0.1", "[::1]"])])
+def test_the_metrics_are_on_the_addresses_of_the_service(
+    tmp_path: Path, database_url: str, host: str, there: list[str]
+) -> None:
+    with measured(tmp_path, database_url, HOST=host) as (served, metrics):
+        for address in there:
+            for port, path in ((served.port, "healthz"), (metrics.port, "metrics")):
+                assert httpx.get(f"http://{address}:{port}/{path}").status_code == 200
+
+
+@pytest.fixture
+def scraped() -> Iterator[int]:
+    """Returns the port of what answers scrapes, in this process."""
+    board = Board()
+    board.publish(1, {name: {(): [1]} for name in ("task_service_workers", "task_service_streams")})
+    with socket.create_server(("127.0.0.1", 0)) as listener, scrapes.answered(board, listener):
+        yield listener.getsockname()[1]
+
+
+def test_who_is_slow_makes_way_and_costs_no_thread_for_good(scraped: int) -> None:
+    before = threading.active_count()
+    slow = [Wire(scraped) for _ in range(3 * scrapes.MOST_SCRAPES)]
+    for wire in slow:
+        wire.send(b"GET /metrics HTTP/1.1\r\n")
+    assert httpx.get(f"http://127.0.0.1:{scraped}/metrics").status_code == 200
+    assert slow[0].is_closed(), "the oldest has made way"
+    wait_until(lambda: threading.active_count() <= before + scrapes.MOST_SCRAPES)
+    for wire in slow:
+        wire.close()
+    wait_until(lambda: threading.active_count() == before)
+
+
+def test_who_says_nothing_is_cut(scraped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scrapes.Handler.timeout == 10
+    monkeypatch.setattr(scrapes.Handler, "timeout", 0.3)
+    for said in (b"", b"GET /metrics HTTP/1.1\r\n"):
+        wire = Wire(scraped)
+        wire.send(said)
+        assert wire.is_closed()
+        wire.close()
+
+
+def test_what_is_no_http_leaves_no_trace(scraped: int, capfd: pytest.CaptureFixture[str]) -> None:
+    for said in (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /metrics HTTP/1.1\r\n"):
+        wire = Wire(scraped)
+        wire.send(said)
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets the connection
+        wire.close()
+    assert httpx.get(f"http://127.0.0.1:{scraped}/metrics").status_code == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_scrape_may_choose_metrics_by_name(scraped: int) -> None:
+    name = "task_service_workers"
+    answer = httpx.get(f"http://127.0.0.1:{scraped}/metrics", params={"name[]": name})
+    assert [family.name for family in text_string_to_metric_families(answer.text)] == [name]
 
 
 def test_without_the_setting_there_is_no_port_and_no_library(tmp_path: Path, database_url: str) -> None:

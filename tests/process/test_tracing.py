@@ -166,12 +166,16 @@ def test_traces_can_be_switched_off(tmp_path: Path, database_url: str, variables
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: Input should be 'otlp' or 'none', not 'zipkin'"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: Input should be 'http/protobuf'"),
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "x"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: Input should be 'http"),
+        ({"OTEL_PROPAGATORS": "x"}, "OTEL_…: Propagator x not found"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_…: max_queue_size must be a positive integer"),
+        ({"OTEL_ATTRIBUTE_COUNT_LIMIT": "x", "WEB_CONCURRENCY": "2"}, "OTEL_…: OTEL_ATTRIBUTE_COUNT_LIMIT must be"),
     ],
 )
 def test_what_is_not_understood_is_named(tmp_path: Path, variables: dict[str, str], message: str) -> None:
-    ended = run_service(tmp_path, **external("postgresql://db.test/x"), **variables)
+    ended = run_service(tmp_path, **external("postgresql://db.test/x"), PORT="0", **variables)
     assert ended.returncode == 1
     assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_without_the_packages_there_are_no_traces_and_a_warning(tmp_path: Path, database_url: str) -> None:
