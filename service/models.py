@@ -167,7 +167,9 @@ ANCHOR_TEXT = (
     "`FREQ` and `INTERVAL` alone"
 )
 TAG_PATTERN = rf"^[^,\u0000]*[^,\u0000{WHITE_SPACE}][^,\u0000]*$"
-Tag = Annotated[str, AfterValidator(plain_tag), Field(json_schema_extra={"pattern": TAG_PATTERN})]
+Tag = Annotated[
+    str, AfterValidator(plain_tag), Field(json_schema_extra={"pattern": TAG_PATTERN, "maxLength": tags.LONGEST})
+]
 Tags = Annotated[
     list[Tag],
     BeforeValidator(not_too_many),

@@ -71,6 +71,10 @@ async def test_it_tells_every_limit(document: dict[str, Any]) -> None:
     task, create = (document["components"]["schemas"][name]["properties"] for name in ("Task", "TaskCreate"))
     assert (create["title"]["minLength"], create["title"]["maxLength"]) == (1, 100)
     assert create["description"]["anyOf"][0]["maxLength"] == 500
+    assert (create["tags"]["maxItems"], create["tags"]["items"]["maxLength"]) == (20, 50)
+    assert create["recurrence"]["anyOf"][0]["maxLength"] == 200
+    rename = document["components"]["schemas"]["TagRename"]["properties"]
+    assert rename["from"]["maxLength"] == rename["to"]["anyOf"][0]["maxLength"] == 50
     status, priority = (document["components"]["schemas"][name] for name in ("TaskStatus", "TaskPriority"))
     assert status["enum"] == ["pending", "in_progress", "completed"]
     assert priority["enum"] == ["low", "medium", "high"]
