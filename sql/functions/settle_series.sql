@@ -50,7 +50,12 @@ begin
         wanted := tasks.without_series(wanted);
     elsif rule is distinct from p_before.recurrence or wanted.recurrence_anchor <> p_before.recurrence_anchor then
         asked := jsonb_build_object(
-            'rule', rule, 'due_date', wanted.due_date, 'recurrence_anchor', wanted.recurrence_anchor
+            'rule', rule,
+            'due_date', case -- to go on after completion, a rule loses the day that was implied when it was set
+                when wanted.recurrence_anchor = 'completion' and rule = p_before.recurrence then p_before.recurrence_start
+                else wanted.due_date
+            end,
+            'recurrence_anchor', wanted.recurrence_anchor
         );
         if asked is distinct from p_plan -> 'rule' -> 'of' then
             outcome := 'unplanned';

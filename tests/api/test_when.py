@@ -531,6 +531,23 @@ async def test_a_changed_rule_begins_a_new_series_and_the_same_rule_does_not(use
     assert (back["recurrence"], back["recurrence_start"]) == ("FREQ=WEEKLY;BYDAY=WE", "2026-03-04")
 
 
+async def test_a_rule_goes_on_after_completion_wherever_its_task_is_due(user: User) -> None:
+    """The day that the service has written out is no hindrance; one that was chosen is."""
+    for rule, left in (("FREQ=MONTHLY", "FREQ=MONTHLY"), ("FREQ=WEEKLY;INTERVAL=2", "FREQ=WEEKLY;INTERVAL=2")):
+        _, second = await complete(user, await user.create(due_date="2026-01-31", recurrence=rule))
+        assert second is not None
+        moved = await patched(user, second, due_date="2026-02-24")
+        for fields in ({}, moved):
+            changed = await patched(user, moved, **fields | {"recurrence_anchor": "completion"})
+            assert (changed["recurrence"], changed["recurrence_start"]) == (left, "2026-02-24")
+            await undo(user, changed["version"])
+    chosen = await user.create(due_date="2026-01-31", recurrence="FREQ=MONTHLY;BYMONTHDAY=1")
+    _, second = await complete(user, chosen)
+    ((place, message),) = await refused(user, second, {"recurrence_anchor": "completion"})
+    assert place == ["body", "recurrence_anchor"]
+    assert "BYMONTHDAY cannot be combined" in message
+
+
 # The next one ---------------------------------------------------------------------------------------------------------
 
 
