@@ -107,12 +107,7 @@ def run_distribute(settings: DatabaseSettings, arguments: argparse.Namespace) ->
 
 def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Erases old trash, old keys of retries and old history, and says how many."""
-    log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address:
-        try:
-            purged = asyncio.run(_with_database(settings, address, lambda db: purge(db, arguments.days)))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    purged = _done(settings, lambda db: purge(db, arguments.days))
     print(
         f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
         f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'history entry', 'history entries')}"
@@ -122,13 +117,8 @@ def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Takes back a change of a user's, as the API does, and says what became of it."""
-    log.set_up(settings.log_level, settings.log_format)
     user, version = arguments.user, arguments.version
-    with _database(settings) as address:
-        try:
-            undone = asyncio.run(_with_database(settings, address, lambda db: undo_change(db, user, version)))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    undone = _done(settings, lambda db: undo_change(db, user, version))
     match undone.outcome:
         case "changed":
             tasks = json.loads(undone.tasks or b"[]")
@@ -148,13 +138,8 @@ def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 def run_erase(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Erases all that the user has, as the API does, and says how much that was."""
-    log.set_up(settings.log_level, settings.log_format)
     user = arguments.user
-    with _database(settings) as address:
-        try:
-            erased = asyncio.run(_with_database(settings, address, lambda db: erase_user(db, user)))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    erased = _done(settings, lambda db: erase_user(db, user))
     print(
         f"erased {_counted(erased.tasks, 'task')}, {_counted(erased.keys, 'retry key')}"
         f" and {_counted(erased.changes, 'history entry', 'history entries')} of user {user!r}"
@@ -164,12 +149,7 @@ def run_erase(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 def run_renumber(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Lifts all counters after a backup was restored, and says how many."""
-    log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address:
-        try:
-            renumbered = asyncio.run(_with_database(settings, address, renumber))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    renumbered = _done(settings, renumber)
     print(f"renumbered {_counted(renumbered, 'user')}")
     return 0
 
@@ -215,6 +195,16 @@ def _refusal(address: Address) -> str | None:
     except psycopg.Error as error:
         return str(error)
     return None
+
+
+def _done(settings: DatabaseSettings, work: Callable[[Coalescer], Awaitable[Result]]) -> Result:
+    """Does the work in the database; returns its result. Raises Failure when the database does not answer."""
+    log.set_up(settings.log_level, settings.log_format)
+    with _database(settings) as address:
+        try:
+            return asyncio.run(_with_database(settings, address, work))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
 
 
 async def _with_database(
