@@ -279,6 +279,14 @@ class TaskBody(Body):
     recurrence_anchor: RecurrenceAnchor = Field(default=NOT_SENT, description=ANCHOR_TEXT)
     tags: Tags = NOT_SENT
 
+    @field_validator("recurrence")
+    @classmethod
+    def recurrence_is_understood(cls, value: str | None) -> str | None:
+        """Rejects what is no rule, whatever the due date; what the due date implies is added when that is known."""
+        if value is not None:
+            _canonical(value, date.min, "due")
+        return value
+
     @model_validator(mode="after")
     def status_and_is_completed_agree(self) -> Self:
         """Rejects a body in which the two contradict each other."""
@@ -338,14 +346,6 @@ class TaskUpdate(TaskBody):
     title: Title = NOT_SENT
     description: Description | None = None
     priority: Priority = NOT_SENT
-
-    @field_validator("recurrence")
-    @classmethod
-    def recurrence_is_understood(cls, value: str | None) -> str | None:
-        """Rejects what is no rule, whatever the due date; what the due date implies is added when that is known."""
-        if value is not None:
-            _canonical(value, date.min, "due")
-        return value
 
 
 class TaskComplete(Body):

@@ -29,6 +29,12 @@ def plan_for(question: Json, time_zone: str | None) -> Plan:
         return {"rule": {"of": question, "recurrence": None, "problem": str(error)}}
 
 
+def question_after(plan: Plan) -> Json:
+    """Returns the question that completing the planned successor asks, unless it is changed before."""
+    question: Json = plan["successor"]["of"]
+    return question | {"occurrence": question["occurrence"] + 1}
+
+
 def successor_of(task: Json) -> str | None:
     """Returns the id of the task after this one, None when it is not completed, not recurring, or the last."""
     if not task["is_completed"] or task.get("recurrence") is None:

@@ -290,8 +290,8 @@ async def run_batch(
         planning.plan_of_new(operation.task, operation.id, time_zone) if isinstance(operation.task, TaskCreate) else {}
         for operation in operations
     ]
-    # an operation may ask only when an earlier one has its answer
-    for _ in range(len(operations) + ROUNDS):
+    # an operation may ask only when an earlier one has its answers, for a rule and then for a successor
+    for _ in range(2 * len(operations) + ROUNDS):
         sent = json.dumps(plans) if any(plans) else None
         version, outcomes, tasks, successors = await db.fetch(RUN_BATCH, user_id, text, sent, atomic, dry_run)
         asking = [number for number, outcome in enumerate(outcomes) if outcome == "unplanned"]
@@ -301,5 +301,23 @@ async def run_batch(
             problems = map(planning.problem_of, plans)
             return Ran(version, list(map(Written, outcomes, [None] * len(outcomes), tasks, successors, problems)))
         for number in asking:
-            plans[number] |= planning.plan_for(json.loads(tasks[number]), time_zone)
+            question = json.loads(tasks[number])
+            plans[number] |= planning.plan_for(question, time_zone)
+            if "rule" not in question:
+                _plan_ahead(plans, operations, number, time_zone)
     raise Unavailable("the tasks' rules are changed faster than their dates can be reckoned")
+
+
+def _plan_ahead(
+    plans: list[planning.Plan], operations: Sequence[Operation], number: int, time_zone: str | None
+) -> None:
+    """Plans for the later operations that may complete the successor of this one, and its successors in turn.
+
+    They would ask one after the other, which is a call of the whole batch for each. A plan for another question than
+    the one that comes is not used.
+    """
+    for later in range(number + 1, len(operations)):
+        if operations[later].id == plans[number]["successor"]["id"]:
+            question = planning.question_after(plans[number])
+            plans[later] |= planning.plan_for(question, time_zone)
+            number = later

@@ -168,7 +168,7 @@ EXAMPLES: dict[type[BaseModel], Json] = {
         "description": "Two litres",
         "priority": "high",
         "due_date": "2026-11-27",
-        "recurrence": "FREQ=WEEKLY",
+        "recurrence": "FREQ=WEEKLY;BYDAY=FR",
         "tags": ["shopping"],
     },
     TaskUpdate: {"status": "in_progress"},

@@ -68,7 +68,11 @@ with counter as materialized (
         concat('[', string_agg(task, ',' order by version, task_id) filter (where not is_erased), ']')::varchar as tasks,
         coalesce(json_agg(task_id order by version, task_id) filter (where is_erased), '[]') as erased
     from (
-        select *, (select tasks.task_json(t) from tasks.task t where t.user_id = $1 and t.id = task_id) as task from found
+        -- as a row of a query: on Citus that of the table has another type
+        select *, (
+            select tasks.task_json(t) from (select * from tasks.task where user_id = $1 and id = task_id) t
+        ) as task
+        from found
     ) with_task
 ), rest as materialized (
     select case

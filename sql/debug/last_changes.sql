@@ -18,7 +18,9 @@ select
             E'\n'
         )
         from json_each_text(c.after) f
-        where c.before is not null or f.key in ('title', 'description', 'status', 'priority') and f.value is not null
+        where c.before is not null or f.key in (
+            'title', 'description', 'status', 'priority', 'due_date', 'due_time', 'due_time_zone', 'recurrence', 'tags'
+        ) and f.value <> '[]'
     ) as changes
 from tasks.change c
 left join tasks.task t on t.user_id = c.user_id and t.id = c.task_id

@@ -46,7 +46,8 @@ begin
     elsif found.deleted_at is not null and exists (
         select
         from tasks.change c
-        where c.user_id = p_user and c.version = found.version and c.task_id = p_wanted.id
+        join tasks.change b on b.user_id = p_user and b.version = c.version and b.task_id = p_wanted.id
+        where c.user_id = p_user and c.task_id = p_id and (c.after ->> 'deleted_at')::timestamptz = found.deleted_at
     ) then
         wanted := found;
         if tasks.is_untouched(p_user, p_id, p_wanted.id) then

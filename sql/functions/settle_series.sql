@@ -54,7 +54,7 @@ begin
         );
         if asked is distinct from p_plan -> 'rule' -> 'of' then
             outcome := 'unplanned';
-            question := asked;
+            question := asked::json;
             return;
         end if;
         wanted.recurrence := p_plan -> 'rule' ->> 'recurrence';
@@ -91,10 +91,10 @@ begin
     );
     if asked is distinct from p_plan -> 'successor' -> 'of' then
         outcome := 'unplanned';
-        question := asked;
+        question := asked::json;
         return;
     end if;
-    successor_id := p_plan -> 'successor' ->> 'id';
+    successor_id := (p_plan -> 'successor' ->> 'id')::uuid;
     if not wanted.is_completed then -- reopened
         select t.* into successor from tasks.task t where t.user_id = p_user and t.id = successor_id for no key update;
         if successor.deleted_at is not null

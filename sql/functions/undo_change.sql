@@ -69,7 +69,8 @@ begin
             wanted.completed_at := (was ->> 'completed_at')::timestamptz;
         end if;
 
-        if before.deleted_at is not null and not was ? 'deleted_at' and wanted is distinct from before then
+        -- in the trash since then; a renamed tag reaches into the trash, and so does its undo
+        if before.deleted_at > done.at and not was ? 'deleted_at' and wanted is distinct from before then
             changed_since := changed_since || 'deleted_at'::text;
         end if;
         -- What would be without a field that it needs, since one of the two has been changed.

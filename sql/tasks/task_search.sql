@@ -95,7 +95,7 @@ with known as materialized (
 ), matching as materialized (
     -- rank and name order the tasks: one of them does, the other is the same for all
     select
-        task,
+        task::tasks.task as task, -- as a row of a query: on Citus that of the table has another type
         id,
         case $14
             when 'title' then 0
@@ -118,9 +118,8 @@ with known as materialized (
             )
         end as rank,
         case when $14 = 'title' then lower(title) else '' end as name
-    from tasks.task
-    where user_id = $1
-        and not (select is_current from known)
+    from (select * from tasks.task where user_id = $1) task
+    where not (select is_current from known)
         and case when $13 then deleted_at is not null else deleted_at is null end
         and ($3::text[] is null or status = any($3))
         and ($4::text[] is null or priority = any($4))

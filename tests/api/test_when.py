@@ -5,13 +5,15 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
-from types import SimpleNamespace
+from time import process_time
 from typing import Any
+from unicodedata import normalize
 from uuid import UUID, uuid4, uuid5
 
 import asyncpg
 import httpx
 import pytest
+from starlette.applications import Starlette
 
 from service.models import BatchResult, HistoryEntry, Task
 from service.queries import planning, zones
@@ -328,6 +330,36 @@ async def test_what_is_none_is_refused_with_what_would_be_right(
     assert len(await every_task(user)) == 1
 
 
+@pytest.mark.parametrize("tag", ["a" + "\u0301\u0327" * 500, "\u1100\u1161\u11a8" * 51, "\u0390" * 51])
+async def test_a_tag_that_is_too_long_in_all_forms_is_refused(user: User, tag: str) -> None:
+    ((place, message),) = await refused(user, None, {"tags": [tag]})
+    assert place == ["body", "tags", 0]
+    assert TAG in message
+
+
+async def test_a_tag_of_characters_that_become_one_is_counted_after_that(user: User) -> None:
+    for tag in ("\u1100\u1161\u11a8", "\u03b1\u0313\u0300\u0345"):
+        for size in (49, 50):
+            assert (await user.create(tags=[tag * size]))["tags"] == [normalize("NFC", tag) * size]
+        await refused(user, None, {"tags": [tag * 51]})
+
+
+async def test_a_tag_of_marks_takes_no_time(user: User) -> None:
+    began = process_time()
+    response = await user.call("POST", json={"title": "x", "tags": ["a" + "\u0301\u0327" * 15_000]})
+    assert response.status_code == 422
+    assert process_time() - began < 0.3, "to put it into NFC takes longer"
+
+
+async def test_a_rule_that_is_none_is_told_beside_what_else_is_wrong(user: User) -> None:
+    for task in (None, await user.create()):
+        for day in ({}, {"due_date": None}, {"due_date": "2026-02-29"}):
+            told = await refused(user, task, day | {"recurrence": "FREQ=SECONDLY"})
+            assert ["body", "recurrence"] in [place for place, _ in told]
+            assert "FREQ cannot be 'SECONDLY'" in told[-1][1]
+            assert len(told) == (2 if day.get("due_date") else 1)
+
+
 async def test_a_zone_that_may_have_been_meant_is_named(user: User) -> None:
     for sent, meant in (("europe/berlin", "Europe/Berlin"), ("Europe/Kyev", "Europe/Kyiv"), ("utc", "UTC")):
         ((_, message),) = await refused(
@@ -537,7 +569,8 @@ async def test_completing_makes_the_next_one(user: User) -> None:
 )
 async def test_every_way_to_complete_does_so(user: User, method: str, path: str, body: Json | None) -> None:
     task = await user.create(**DAILY)
-    response = await user.call(method, f"/{task['id']}{path}", **({} if body is None else {"json": body}))
+    options: Json = {} if body is None else {"json": body}
+    response = await user.call(method, f"/{task['id']}{path}", **options)
     assert response.status_code == 200
     assert response.json()["is_completed"]
     assert response.headers["Location"] == f"{user.tasks}/{successor_of(task)}"
@@ -548,7 +581,7 @@ async def test_every_way_to_complete_does_so(user: User, method: str, path: str,
 
 async def test_a_create_as_completed_does_so_too(user: User) -> None:
     for body in (DAILY | {"status": "completed"}, DAILY | {"is_completed": True}):
-        sent: dict[str, Any] = {"headers": {"Idempotency-Key": str(uuid4())}, "json": {"title": "x"} | body}
+        sent: Json = {"headers": {"Idempotency-Key": str(uuid4())}, "json": {"title": "x"} | body}
         created, again = await user.call("POST", **sent), await user.call("POST", **sent)
         assert created.status_code == again.status_code == 201
         assert created.json() == again.json()
@@ -618,7 +651,7 @@ async def test_a_rule_and_a_completion_in_one_request(user: User) -> None:
 
 async def test_the_day_of_completion_is_the_one_in_the_zone(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = datetime(2026, 6, 15, 23, 30, tzinfo=UTC)
-    monkeypatch.setattr(planning, "datetime", SimpleNamespace(now=lambda zone: moment))
+    monkeypatch.setattr(planning, "today", lambda zone, _: today(zone, moment))
     rule = {"due_date": "2026-01-31", "recurrence": "FREQ=DAILY", "recurrence_anchor": "completion"}
     pinned = rule | {"due_time": "09:00", "due_time_zone": "Pacific/Kiritimati"}
     for fields, zone, expected in (
@@ -793,6 +826,22 @@ async def test_reopening_takes_an_untouched_successor_to_the_trash(user: User) -
     assert (await every_task(user))[successor["id"]]["deleted_at"] is not None, "nobody has touched it yet"
 
 
+@pytest.mark.parametrize("back", ["reopened", "undone", "reopened in the same batch"])
+async def test_a_tag_that_is_renamed_in_the_trash_does_not_end_the_series(user: User, back: str) -> None:
+    task = await user.create(**DAILY, tags=["old"])
+    if back == "reopened in the same batch":
+        await batch(user, *[{"op": "complete", "id": task["id"]}] * 2)
+    else:
+        done, _ = await complete(user, task)
+        await (reopen(user, task) if back == "reopened" else undo(user, done["version"]))
+    await patched(user, task, tags=[])
+    renamed = (await call(user, "POST", "tags/rename", json={"from": "old", "to": "new"})).json()
+    assert renamed["tasks"] == 1, "the successor's, in the trash"
+    _, successor = await complete(user, task)
+    assert successor is not None
+    assert (successor["deleted_at"], successor["tags"]) == (None, ["new"])
+
+
 @pytest.mark.parametrize("touch", ["update", "complete", "trash", "there and back"])
 async def test_a_successor_that_was_touched_stays_and_the_reopened_task_loses_its_rule(user: User, touch: str) -> None:
     task = await user.create(**DAILY)
@@ -963,10 +1012,34 @@ async def test_a_hundred_rules_for_one_task_in_one_batch(user: User) -> None:
     assert answer["results"][-1]["task"]["recurrence"] == "FREQ=DAILY;INTERVAL=101"
 
 
-async def test_a_series_is_completed_to_its_end_in_one_batch(user: User) -> None:
-    task = await user.create(**DAILY | {"recurrence": "FREQ=DAILY;COUNT=60"})
-    ids = [task["id"], *(str(uuid5(UUID(task["id"]), str(number))) for number in range(2, 61))]
+async def test_a_series_is_completed_to_its_end_in_one_batch_without_a_call_for_each(
+    user: User, app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await user.create(**DAILY | {"recurrence": "FREQ=DAILY;COUNT=100"})
+    ids = [task["id"], *(str(uuid5(UUID(task["id"]), str(number))) for number in range(2, 101))]
+    calls = []
+    fetch = app.state.db.fetch
+
+    async def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return await fetch(*arguments)
+
+    monkeypatch.setattr(app.state.db, "fetch", counted)
     answer = await batch(user, *({"op": "complete", "id": id_} for id_ in ids))
     assert answer["committed"]
-    assert answer["results"][-1]["task"]["due_date"] == "2026-03-31"
+    assert answer["results"][-1]["task"]["due_date"] == "2026-05-10"
     assert "successor" not in answer["results"][-1]
+    assert len(calls) == 2, "one that asks, and one that has all answers"
+
+
+async def test_each_operation_may_have_a_rule_and_complete_the_one_before(user: User) -> None:
+    task = await user.create(due_date="2026-01-31")
+    operations: list[Json] = []
+    id_ = task["id"]
+    for interval in range(2, 22):
+        rule = {"recurrence": f"FREQ=DAILY;INTERVAL={interval}", "status": "completed"}
+        operations.append({"op": "update", "id": id_, "task": rule})
+        id_ = str(uuid5(UUID(id_), "2"))
+    answer = await batch(user, *operations)
+    assert answer["committed"]
+    assert answer["results"][-1]["successor"]["due_date"] == str(date(2026, 1, 31) + timedelta(days=sum(range(2, 22))))

@@ -79,7 +79,8 @@ async def test_a_task_s_json_is_what_postgresql_makes_of_the_row(connection: asy
     """
     found = await connection.fetch(query, json.dumps(rows))
     assert len(found) == 400
-    assert [made for made, _ in found] == [wanted for _, wanted in found]
+    for record in found:
+        assert record["made"] == record["wanted"]
 
 
 async def test_every_column_is_in_a_task_s_json_in_its_place(connection: asyncpg.Connection) -> None:
@@ -95,6 +96,7 @@ async def test_every_column_is_in_a_task_s_json_in_its_place(connection: asyncpg
         assert list(made) == columns
 
 
+@pytest.mark.not_on("citus", "its plans have the call as it was written, and the nodes put the expression there")
 async def test_a_list_has_the_expression_in_the_place_of_the_function(connection: asyncpg.Connection) -> None:
     for statement, arguments in (
         (queries.TASK_LIST.sql, "'x', null"),

@@ -487,13 +487,14 @@ def psql(url: str, commands: str) -> str:
 
 
 async def test_the_statements_for_debugging_run(database_url: str, user: User) -> None:
-    task = await user.create(title="Seen in psql")
+    task = await user.create(title="Seen in psql", due_date="2026-01-31", due_time="09:00", due_time_zone="Asia/Tokyo")
     printed = {
         path.name: psql(database_url, f"\\set user {user.id}\n\\i sql/debug/{path.name}\n")
         for path in sorted((SQL / "debug").glob("*.sql"))
     }
     assert set(printed) == {
         *(
+            "due.sql",
             "inner_statements.sql",
             "last_changes.sql",
             "list_plan.sql",
@@ -504,6 +505,7 @@ async def test_the_statements_for_debugging_run(database_url: str, user: User) -
         ),
     }
     assert task["id"] in printed["user_tasks.sql"]
+    assert re.search(r" overdue +\| 2026-01-31 \| 09:00:00 \| Asia/Tokyo +\| Seen in psql ", printed["due.sql"])
     assert "task_newest_first" in printed["sizes.sql"]
     assert "actual time" in printed["list_plan.sql"]
     assert "create extension pg_stat_statements" in printed["inner_statements.sql"]

@@ -6,8 +6,8 @@ const options = { headers: { Authorization: `Bearer ${token}` } }; // the servic
 
 async function main() {
   const listed = await listTasks(user_id, { status: ["pending", "in_progress"], sort: "title" }, options);
-  const created = await createTask(user_id, { title: "Buy milk", priority: "high" }, options);
-  const invalid = await createTask(user_id, { title: "Buy milk", status: "completed", is_completed: false }, options);
+  const created = await createTask(user_id, { title: "Buy milk", priority: "high" }, {}, options);
+  const invalid = await createTask(user_id, { title: "Buy milk", status: "completed", is_completed: false }, {}, options);
   const missing = await findTask(user_id, crypto.randomUUID(), options);
   console.log(
     JSON.stringify({
