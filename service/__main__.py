@@ -313,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
         "Takes back one change, all of it, as a change of its own, as the API's undo does: nothing happens when a"
         " part of it has been changed since. History goes back 30 days; sql/debug/last_changes.sql shows it.",
     )
-    undo.add_argument("user", metavar="USER", help="the user's id")
+    undo.add_argument("user", metavar="USER", type=_user, help="the user's id")
     undo.add_argument("version", metavar="VERSION", type=_version, help="the number of the change")
     erase = add(
         "erase",
@@ -341,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         f"Prints a JWT that is good for {TOKEN_HOURS} hours, for the header `Authorization: Bearer TOKEN`. It is signed"
         " (HS256) with BETTER_AUTH_SECRET; without DATABASE_URL, with the secret that is kept in .data/ for that.",
     )
-    token.add_argument("user", metavar="USER", help="the user's id, as it stands in the path: /api/USER/tasks")
+    token.add_argument("user", metavar="USER", type=_user, help="the user's id, as in the path: /api/USER/tasks")
     psql = commands.add_parser("psql", help="open psql on the service's database", add_help=False, prefix_chars="\0")
     psql.add_argument("arguments", nargs="*")
     psql.set_defaults(run=run_psql, load=load_database)
