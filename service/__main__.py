@@ -107,12 +107,7 @@ def run_distribute(settings: DatabaseSettings, arguments: argparse.Namespace) ->
 
 def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Erases old trash, old keys of retries and old history, and says how many."""
-    log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address:
-        try:
-            purged = asyncio.run(_with_database(settings, address, lambda db: purge(db, arguments.days)))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    purged = _done(settings, lambda db: purge(db, arguments.days))
     print(
         f"erased {_counted(purged.tasks, 'task')} of {_counted(purged.users, 'user')}"
         f", {_counted(purged.keys, 'retry key')} and {_counted(purged.changes, 'history entry', 'history entries')}"
@@ -122,13 +117,8 @@ def run_purge(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Takes back a change of a user's, as the API does, and says what became of it."""
-    log.set_up(settings.log_level, settings.log_format)
     user, version = arguments.user, arguments.version
-    with _database(settings) as address:
-        try:
-            undone = asyncio.run(_with_database(settings, address, lambda db: undo_change(db, user, version)))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    undone = _done(settings, lambda db: undo_change(db, user, version))
     match undone.outcome:
         case "changed":
             tasks = json.loads(undone.tasks or b"[]")
@@ -148,13 +138,8 @@ def run_undo(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 def run_erase(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Erases all that the user has, as the API does, and says how much that was."""
-    log.set_up(settings.log_level, settings.log_format)
     user = arguments.user
-    with _database(settings) as address:
-        try:
-            erased = asyncio.run(_with_database(settings, address, lambda db: erase_user(db, user)))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    erased = _done(settings, lambda db: erase_user(db, user))
     print(
         f"erased {_counted(erased.tasks, 'task')}, {_counted(erased.keys, 'retry key')}"
         f" and {_counted(erased.changes, 'history entry', 'history entries')} of user {user!r}"
@@ -164,12 +149,7 @@ def run_erase(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
 
 def run_renumber(settings: DatabaseSettings, arguments: argparse.Namespace) -> int:
     """Lifts all counters after a backup was restored, and says how many."""
-    log.set_up(settings.log_level, settings.log_format)
-    with _database(settings) as address:
-        try:
-            renumbered = asyncio.run(_with_database(settings, address, renumber))
-        except Unavailable as error:
-            raise Failure(f"The database {address} does not answer: {error}") from None
+    renumbered = _done(settings, renumber)
     print(f"renumbered {_counted(renumbered, 'user')}")
     return 0
 
@@ -215,6 +195,16 @@ def _refusal(address: Address) -> str | None:
     except psycopg.Error as error:
         return str(error)
     return None
+
+
+def _done(settings: DatabaseSettings, work: Callable[[Coalescer], Awaitable[Result]]) -> Result:
+    """Does the work in the database; returns its result. Raises Failure when the database does not answer."""
+    log.set_up(settings.log_level, settings.log_format)
+    with _database(settings) as address:
+        try:
+            return asyncio.run(_with_database(settings, address, work))
+        except Unavailable as error:
+            raise Failure(f"The database {address} does not answer: {error}") from None
 
 
 async def _with_database(
@@ -323,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
         "Takes back one change, all of it, as a change of its own, as the API's undo does: nothing happens when a"
         " part of it has been changed since. History goes back 30 days; sql/debug/last_changes.sql shows it.",
     )
-    undo.add_argument("user", metavar="USER", help="the user's id")
+    undo.add_argument("user", metavar="USER", type=_user, help="the user's id")
     undo.add_argument("version", metavar="VERSION", type=_version, help="the number of the change")
     erase = add(
         "erase",
@@ -351,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         f"Prints a JWT that is good for {TOKEN_HOURS} hours, for the header `Authorization: Bearer TOKEN`. It is signed"
         " (HS256) with BETTER_AUTH_SECRET; without DATABASE_URL, with the secret that is kept in .data/ for that.",
     )
-    token.add_argument("user", metavar="USER", help="the user's id, as it stands in the path: /api/USER/tasks")
+    token.add_argument("user", metavar="USER", type=_user, help="the user's id, as in the path: /api/USER/tasks")
     psql = commands.add_parser("psql", help="open psql on the service's database", add_help=False, prefix_chars="\0")
     psql.add_argument("arguments", nargs="*")
     psql.set_defaults(run=run_psql, load=load_database)

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import jwt
 import psycopg
@@ -124,6 +125,15 @@ def prepare(url: str) -> None:
     with psycopg.connect(url) as connection:
         if connection.execute("select from pg_extension where extname = 'citus'").fetchone() is not None:
             distribute(address)
+
+
+async def execute(url: str, sql: str, *arguments: Any) -> None:
+    """Runs the statement on a connection of its own."""
+    connection: Any = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql, *arguments)
+    finally:
+        await connection.close()
 
 
 @contextmanager

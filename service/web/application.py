@@ -130,6 +130,8 @@ class Service(Starlette):
 
     async def _problem_of(self, error: Exception, request: Request) -> Problem | None:
         """Returns the problem to respond with; None when the error is a bug."""
+        if isinstance(error, HTTPException):
+            error = await self._no_route(error, request)
         if self.metrics is not None:
             self.metrics.refuse(error)
         match error:
@@ -138,8 +140,6 @@ class Service(Starlette):
             case Unavailable():
                 logger.warning("503: %s", error)
                 return unavailable("Service unavailable")
-            case HTTPException():
-                return await self._no_route(error, request)
         return None
 
     def _warn_of(self, origin: bytes, scope: Scope) -> None:

@@ -3,12 +3,11 @@
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 
 from service.models import BIGGEST_VERSION, HistoryEntry
-from tests.conftest import User
+from tests.conftest import User, execute
 
 Json = dict[str, Any]
 NEW: Json = {"recurrence_anchor": "due", "tags": []}  # beside what is given, in the history of each new task
@@ -33,14 +32,6 @@ async def batch(user: User, *operations: Json, **options: Any) -> Json:
     assert response.status_code in (200, 409), response.text
     answer: Json = response.json()
     return answer
-
-
-async def execute(url: str, sql: str, *arguments: Any) -> None:
-    connection: Any = await asyncpg.connect(url)
-    try:
-        await connection.execute(sql, *arguments)
-    finally:
-        await connection.close()
 
 
 def only(entries: list[Json], *names: str) -> list[tuple[Any, ...]]:

@@ -85,9 +85,11 @@ async def test_errors_count_too_and_say_what_is_left(limited: Limited) -> None:
             await user.call("GET", f"/{uuid4()}"),
             await user.call("DELETE"),
             await user.call("GET", "?colour=red"),
+            await user.client.get(f"/api/{user.id}/nothing", headers=user.headers),
+            await user.client.get("/api/someone-else/nothing", headers=user.headers),
         ]
-        assert [answer.status_code for answer in answers] == [422, 404, 405, 422]
-        assert [told(answer)[2] for answer in answers] == [9, 8, 7, 6]
+        assert [answer.status_code for answer in answers] == [422, 404, 405, 422, 404, 404]
+        assert [told(answer)[2] for answer in answers] == [9, 8, 7, 6, 5, 4]
 
 
 async def test_who_has_no_good_token_takes_nothing_from_the_user(limited: Limited) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.models import BIGGEST_VERSION, UndoConflict, UndoResult
-from tests.conftest import User, eventually, watched
+from tests.conftest import User, eventually, execute, watched
 from tests.feed import counter_in
 
 Json = dict[str, Any]
@@ -63,14 +63,6 @@ async def every_task(user: User) -> list[Json]:
 async def the_task(user: User) -> Json:
     (task,) = await every_task(user)
     return task
-
-
-async def execute(url: str, sql: str, *arguments: Any) -> None:
-    connection: Any = await asyncpg.connect(url)
-    try:
-        await connection.execute(sql, *arguments)
-    finally:
-        await connection.close()
 
 
 def same(task: Json, other: Json) -> bool:

@@ -17,14 +17,14 @@ import pytest
 
 from service.db import migrations
 from service.db.address import parse_address
-from service.db.coalescer import Coalescer, Statement, waited
+from service.db.coalescer import Coalescer, Statement
 from service.db.migrations import LIMITS, connect, distribute, migrate
 from service.db.pool import NodeUnavailable
 from service.models import TaskCreate, TaskUpdate
 from service.queries import changes, schema
 from service.queries import tasks as queries
 from tests.conftest import empty_database, eventually
-from tests.db.test_coalescer import WatchedPool
+from tests.db.test_coalescer import WatchedPool, open_on
 from tests.db.test_sql import ARGUMENTS, CALLS, LOCK_TIMEOUT, OF_NO_USER, STATEMENTS, TABLES, WRITES, Filled, fill_for
 from tests.processes import external, run_service
 
@@ -49,15 +49,6 @@ async def pool(database_url: str) -> WatchedPool:
 async def db(pool: WatchedPool) -> AsyncIterator[Coalescer]:
     async for opened in open_on(pool):
         yield opened
-
-
-async def open_on(pool: WatchedPool) -> AsyncIterator[Coalescer]:
-    coalescer = Coalescer(pool)
-    await coalescer.open()
-    token = waited.set([])
-    yield coalescer
-    waited.reset(token)
-    await coalescer.close()
 
 
 # On any PostgreSQL ----------------------------------------------------------------------------------------------------

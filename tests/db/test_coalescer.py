@@ -52,6 +52,11 @@ async def pool(url: str) -> WatchedPool:
 
 @pytest.fixture
 async def db(pool: WatchedPool) -> AsyncIterator[Coalescer]:
+    async for opened in open_on(pool):
+        yield opened
+
+
+async def open_on(pool: WatchedPool) -> AsyncIterator[Coalescer]:
     coalescer = Coalescer(pool)
     await coalescer.open()
     token = waited.set([])

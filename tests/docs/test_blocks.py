@@ -39,7 +39,7 @@ NOT_RUN = {  # blocks for the shell by their first line, and why
     "HOST='*' PORT=8000 .venv/bin/python -m service serve": "it serves until it is stopped, on all networks",
     'pg_dump --format=custom --schema=tasks --file=tasks.dump "$DATABASE_URL"': "test_restore.py runs it",
     'pg_restore --exit-on-error --single-transaction --no-owner --dbname="$DATABASE_URL" tasks.dump': "so it does this",
-    'pg_basebackup --pgdata=/backup/base --checkpoint=fast --dbname="$DATABASE_URL"': "and so it does this",
+    'pg_basebackup --pgdata="/backup/base-$(date +%F)" --checkpoint=fast --dbname="$DATABASE_URL"': "so does this",
     "docker build -t task-service .": "it needs Docker; tests/process/test_container.py does what it can without",
     "docker compose up --build --detach": "so does this",
     ". .venv/bin/activate": "test_commands.py runs it",

@@ -254,7 +254,10 @@ def test_version(folder: Path) -> None:
         (["migrate", "now"], ["'now' is unknown"]),
         (["token"], ["required: USER", "token --help"]),
         (["erase"], ["required: USER", "erase --help"]),
-        (["erase", ""], ["1 to 255 characters in UTF-8, not ''"]),
+        *(
+            ([command, "", *others], ["1 to 255 characters in UTF-8, not ''"])
+            for command, *others in (("erase",), ("token",), ("undo", "1"))
+        ),
         (["erase", "x" * 256], ["1 to 255 characters", "x" * 256]),
         (["erase", "a\udcff"], ["in UTF-8, not 'a\\udcff'"]),
         (["renumber", "7"], ["'7' is unknown"]),

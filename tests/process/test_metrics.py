@@ -154,8 +154,10 @@ def test_the_rate_limit_s_refusals_are_told(tmp_path: Path, database_url: str) -
     with measured(tmp_path, database_url, RATE_LIMIT="2/hour") as (served, metrics):
         client = Client(served)
         assert [client.call("GET").status_code for _ in range(5)] == [200, 200, 429, 429, 429]
-        metrics.becomes(3, "task_service_refused_requests_total", reason="rate_limit")
-        metrics.becomes(3, REQUESTS + "_count", http_response_status_code="429")
+        assert client.call("DELETE").status_code == 429, "which would be a 405"
+        assert client.call("GET", "/no/path").status_code == 429, "which would be a 404"
+        metrics.becomes(5, "task_service_refused_requests_total", reason="rate_limit")
+        metrics.becomes(5, REQUESTS + "_count", http_response_status_code="429")
         other = Client(served)
         stream = Stream(served.port, other.user, other.headers)
         assert stream.headers["RateLimit-Policy"] == '"default";q=2;w=3600'
