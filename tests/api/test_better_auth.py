@@ -24,6 +24,8 @@ from tests.conftest import ROOT, SECRET, Served, empty_database, make_token, ser
 from tests.node import node_with
 from tests.processes import run_service, stop
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = ROOT / "tests" / "better_auth"
 NODE_MODULES = PACKAGE / "node_modules"
 PASSWORD = "correct horse battery staple"  # noqa: S105

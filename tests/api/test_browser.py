@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, Error, Locator, Page, expect
 from tests.browser import chromium, frontend
 from tests.conftest import SECRET, Served, make_token, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 # What CORS hides from the script is not among the headers that it collects.
 FETCH = """async ([url, options]) => {
     const response = await fetch(url, {credentials: "include", ...options});

@@ -16,6 +16,8 @@ from tests.conftest import ROOT, Served, make_token
 from tests.node import node_with, run
 from tests.processes import Client
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = ROOT / "tests" / "generators"
 BINARIES = PACKAGE / "node_modules" / ".bin"
 PYTHON_BINARIES = Path(sys.executable).parent

@@ -320,6 +320,7 @@ def test_the_stream_is_as_the_document_says(served: Served) -> None:
     stream.wire.close()
 
 
+@pytest.mark.slow
 def test_the_service_does_what_the_document_says(served: Served, tmp_path: Path) -> None:
     user = "schemathesis"
     configuration = tmp_path / "schemathesis.toml"

@@ -25,6 +25,8 @@ from tests.feed import erase_trash
 from tests.node import node_with, run
 from tests.processes import Client, stop
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (ROOT / "docs" / "changes.md").read_text()
 CODE = "\n".join(re.findall(r"^```js\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL))
 

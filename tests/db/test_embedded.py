@@ -22,6 +22,8 @@ from service.db import embedded
 from tests.conftest import ROOT, SECRET, Served, service_environment, serving, wait_until
 from tests.processes import Client, embedded_url, external, kill, own_folder, postgres_processes, run_service, stop
 
+pytestmark = pytest.mark.slow
+
 SHOW_TITLES = ("psql", "-At", "-c", "select title from tasks.task")
 
 

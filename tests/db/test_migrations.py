@@ -29,6 +29,8 @@ from service.db.migrations import FOLDER, Blocked, backend, known_migrations, mi
 from tests.conftest import ROOT, Served, empty_database, serving
 from tests.processes import Client, external, run_service
 
+pytestmark = pytest.mark.slow
+
 NAMELESS = "it does not pass on the name of the check that was violated"
 
 

@@ -15,6 +15,8 @@ from tests.conftest import ROOT, Served, service_environment, serving
 from tests.docs.pages import PAGES, Block, blocks
 from tests.processes import own_folder, stop
 
+pytestmark = pytest.mark.slow
+
 SHELLS = {
     "bash": ["bash", "--norc", "-s"],
     "sh": ["sh", "-s"],

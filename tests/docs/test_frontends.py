@@ -15,6 +15,8 @@ from tests.docs.pages import blocks
 from tests.node import node_with, run
 from tests.processes import Client
 
+pytestmark = pytest.mark.slow
+
 PAGE = "docs/frontends.md"
 API = "http://127.0.0.1:8000"
 

@@ -1,6 +1,10 @@
 """The README: short, and a tour that says what it shows. test_blocks.py runs it."""
 
+import pytest
+
 from tests.docs.pages import blocks, read, section
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_is_short() -> None:

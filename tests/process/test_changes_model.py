@@ -29,6 +29,8 @@ from tests.feed import Stream, apply, counter_in, erase_trash, task_texts, tasks
 from tests.process.test_streams import free_port
 from tests.processes import external, stop
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 9  # of writing
 IDS = 25  # of a user's tasks: few, so that changes meet
 STREAM_PAGE = 500  # tasks

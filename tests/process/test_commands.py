@@ -36,6 +36,8 @@ from tests.processes import (
     stop,
 )
 
+pytestmark = pytest.mark.slow
+
 SHOW_TITLES = "-At -c 'select title from tasks.task'"
 NOBODY_LISTENS = "postgresql://me:hush-hush@127.0.0.1:1/tasks"
 

@@ -25,6 +25,8 @@ from tests.docs.pages import blocks
 from tests.process.test_server import what_clients_see
 from tests.processes import STOP_SECONDS, external
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 NOBODY_LISTENS = "postgresql://tasks@127.0.0.1:1/tasks"
 

@@ -25,6 +25,8 @@ from tests.process.test_server import connected_to, workers
 from tests.processes import Client, Postgres, external, own_folder, run_service, stop
 from tests.wire import Wire
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = "http_server_request_duration_seconds"
 
 

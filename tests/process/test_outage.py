@@ -20,6 +20,8 @@ from service.db.migrations import known_migrations, migrate
 from tests.conftest import Served, empty_database, serving, wait_until
 from tests.processes import Client, Postgres, external, own_folder, run_service, stop
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 5  # seconds for any answer, whatever the database does
 
 

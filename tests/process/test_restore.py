@@ -24,6 +24,8 @@ from tests.docs.pages import blocks
 from tests.feed import Stream, apply, counter_in, tasks_in
 from tests.processes import Client, Postgres, external, own_folder, pgexec, run_service
 
+pytestmark = pytest.mark.slow
+
 GONE = {"detail": "Start again from since=0"}
 ARCHIVE = {
     "wal_level": "replica",

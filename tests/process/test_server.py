@@ -23,6 +23,8 @@ from service.web.server import ENDING, HUNG_ROUNDS, ROUND_SECONDS, Server
 from tests.conftest import ROOT, Served, service_environment, serving, wait_until
 from tests.processes import STOP_SECONDS, external, run_service, stop
 
+pytestmark = pytest.mark.slow
+
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: service.test\r\n\r\n"
 WHOLE_ANSWER = b'{"status": "ok"}'
 

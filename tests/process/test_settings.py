@@ -9,6 +9,8 @@ from service.db import embedded
 from service.settings import Settings, SettingsError, load
 from tests.conftest import SECRET, make_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

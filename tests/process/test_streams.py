@@ -24,6 +24,8 @@ from tests.conftest import Served, serving, wait_until
 from tests.feed import Stream, apply, erase_trash, tasks_in
 from tests.processes import Client, Postgres, external, own_folder, stop
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -13,6 +13,8 @@ from service.models import BIGGEST_VERSION
 from tests.conftest import ROOT
 from tests.processes import external, run_service
 
+pytestmark = pytest.mark.slow
+
 
 class Support:
     """A user in the database, and what support does for that user."""
