@@ -215,7 +215,7 @@ def as_role(url: str, role: str) -> str:
     return url.replace("//postgres:@", f"//{role}:@")
 
 
-TABLES = "tasks.account, tasks.change, tasks.idempotency, tasks.task"
+TABLES = "tasks.account, tasks.change, tasks.idempotency, tasks.number_floor, tasks.task"
 LEAST_RIGHTS = (
     "usage on schema tasks",
     "select on tasks._yoyo_migration, tasks.installed_functions",
