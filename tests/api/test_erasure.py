@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from service.db.coalescer import waited
 from service.queries import accounts
-from tests.conftest import User, eventually, watched
+from tests.conftest import User, eventually, waits_for_lock
 
 GONE = {"detail": "Start again from since=0"}
 
@@ -324,8 +324,7 @@ async def test_a_write_that_waited_for_the_last_step_is_a_new_sign_up(
     await transaction.start()
     assert (await step(connection, user, STEP))["is_done"]
     create = asyncio.create_task(user.create())
-    waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like $1"
-    await eventually(lambda: watched(connection, waiting, "%tasks.insert_task(%"))
+    await eventually(lambda: waits_for_lock(connection, "insert_task"))
     change = asyncio.create_task(user.call("PUT", f"/{task['id']}", json={"title": "x"}))
     await transaction.commit()
     created = await create
