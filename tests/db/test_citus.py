@@ -303,8 +303,18 @@ async def test_a_write_touches_one_shard_and_runs_there(citus: Any, name: str, a
     own = await node_of(citus, user)
     for node in await workers(citus):
         messages = await said(at(citus_dsn(citus), node), user, name, sent)
-        if name != "erase_user":  # which notes on every node how high the user's numbers were
+        if name != "erase_user":  # which notes on every node how high the numbers of so young a user were
             assert any("issuing " in message for message in messages) == (node != own), messages
+
+
+async def test_erasing_asks_no_other_node_once_the_clock_is_an_hour_ahead_of_the_user_s_number(citus: Any) -> None:
+    user = f"user-{uuid4()}"
+    await filled_user(citus, user)
+    query = "update tasks.account set version = version - 3660000, first_version = 1 where user_id = $1"
+    await citus.execute(query, user)
+    messages = await said(at(citus_dsn(citus), await node_of(citus, user)), user, "erase_user", (LOCK_TIMEOUT, 1000))
+    assert not any("issuing " in message for message in messages), messages
+    assert await citus.fetchval("select count(*) from tasks.account where user_id = $1", user) == 0
 
 
 async def said(url: str, user: str, name: str, arguments: tuple[Any, ...]) -> list[str]:
