@@ -6,6 +6,7 @@ What Citus itself does is tested where the suite runs on it (--database-url); ho
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -407,6 +408,46 @@ def test_without_tables_distribute_asks_for_them(tmp_path: Path, citus_url: str)
         ended = run_service(tmp_path, "distribute", **external(url))
         assert (ended.returncode, ended.stdout) == (1, "")
         assert ended.stderr == "There are no tables yet: run `python -m service migrate`\n"
+
+
+ROWS = """
+    select tasks.insert_task(name, '5s', gen_random_uuid(), fields, null, null, null, null, null)
+    from unnest(array['a', 'b', 'c', 'd']) name, (values
+        ('{"title": "x", "tags": ["a"]}'::jsonb),
+        ('{"title": "x", "due_date": "2026-01-31", "due_time": "09:00", "due_time_zone": "Asia/Tokyo"}'),
+        ('{"title": "x", "due_date": "2026-01-31", "recurrence": "FREQ=DAILY"}')
+    ) as tasks (fields)
+"""
+
+
+def test_what_was_there_before_is_moved_and_a_write_may_run_on_the_coordinator(citus_url: str) -> None:
+    with empty_database(citus_url) as url, psycopg.connect(citus_url, autocommit=True) as server:
+        nodes = [f"{host}:{port}" for host, port in server.execute("select * from citus_get_active_worker_nodes()")]
+        name = urlsplit(url).path[1:]
+        with ExitStack() as stack:
+            for node in nodes:
+                worker = stack.enter_context(psycopg.connect(at(citus_url, node), autocommit=True))
+                worker.execute(f"create database {name}".encode())
+                stack.callback(worker.execute, f"drop database {name} with (force)".encode())
+            for each in (url, *(at(url, node) for node in nodes)):
+                with psycopg.connect(each, autocommit=True) as connection:
+                    connection.execute("create extension citus")
+            with psycopg.connect(url, autocommit=True) as connection:
+                own = server.execute("select nodename, nodeport from pg_dist_node where groupid = 0").fetchone()
+                connection.execute("select citus_set_coordinator_host(%s, %s)", own)
+                for node in nodes:
+                    connection.execute("select citus_add_node(%s, %s)", node.split(":"))
+                migrate(parse_address(url))
+                connection.execute(ROWS.encode())
+                assert "tasks.task" in distribute(parse_address(url))
+                connection.execute(ROWS.encode())  # such a statement is not delegated
+                counts = connection.execute("select user_id, count(*) from tasks.task group by 1 order by 1")
+                assert counts.fetchall() == [(user, 6) for user in "abcd"]
+                broken = "update tasks.task set due_time = '09:00', due_date = null"
+                with pytest.raises(psycopg.errors.CheckViolation):
+                    connection.execute(broken.encode())
+                with pytest.raises(psycopg.errors.InvalidParameterValue):
+                    connection.execute("update tasks.task set due_time_zone = 'Europe/Nowhere'")
 
 
 def test_distribute_and_migrate_can_be_repeated(citus_url: str) -> None:

@@ -51,7 +51,7 @@ FUNCTIONS = {path.stem: path.read_text() for path in sorted((SQL / "functions").
 # Those that do not change are made by migrations: what they return is in checks, or may be in indexes.
 FROM_MIGRATIONS = [
     *("search_folded", "check_task", "is_time_zone", "check_tags", "tag_key", "are_unlike", "moment"),
-    "check_fields",  # from distribute.sql
+    *("check_fields", "check_time_zone"),  # from distribute.sql
 ]
 CALL = re.compile(r"select (?:\* from )?tasks\.(\w+)\(\$1(?:, (?:\$\d+|null))*\)")
 CALLS = {found[1]: sql for sql in LOADED if (found := CALL.fullmatch(sql))}
