@@ -271,6 +271,13 @@ async def is_blocked(connection: Any, pid: int) -> Any:
     return await watched(connection, query, pid)
 
 
+async def waits_for_lock(connection: Any, function: str) -> Any:
+    """Returns whether a call of this function waits for a lock; on Citus, on whatever node."""
+    view = await connection.fetchval("select coalesce(to_regclass('citus_stat_activity'), 'pg_stat_activity')::text")
+    query = f"select count(*) from {view} where wait_event_type = 'Lock' and query like $1"  # noqa: S608
+    return await watched(connection, query, f"%tasks.{function}(%")
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[Served]:
     """The service behind a real uvicorn, on the tests' database."""

@@ -282,7 +282,8 @@ def _distribute(address: Address, done: list[str]) -> None:
                 raise NotDistributable(why)
         distributed: list[str] = []
         tables = connection.execute(TABLES).fetchall()
-        if ("tasks.task", True) in tables:
+        is_first = ("tasks.task", True) in tables
+        if is_first:
             connection.execute((SQL / "schema" / "distribute.sql").read_bytes())
         for name, is_user_s in tables:
             if is_user_s:
@@ -303,6 +304,8 @@ def _distribute(address: Address, done: list[str]) -> None:
             else:
                 connection.execute("select create_distributed_function(%s)", (name,))
             distributed.append(name)
+        if is_first:
+            connection.execute((SQL / "schema" / "distributed.sql").read_bytes())
     done += distributed
 
 

@@ -15,17 +15,16 @@ declare
     gone bigint;
 begin
     perform tasks.lock_account(p_user, p_lock_timeout);
-    with old as (
-        select c.version, c.task_id
-        from tasks.change c
-        where c.user_id = p_user
-            and c.at < case when c.operation = 'erase' then p_erased_before else p_before end
-        order by c.version
-        limit p_limit
-    ), erased as (
+    with erased as (
         delete from tasks.change c
-        using old
-        where c.user_id = p_user and c.version = old.version and c.task_id = old.task_id
+        where c.user_id = p_user and c.ctid = any (array( -- by an array: see erase_user
+            select f.ctid
+            from tasks.change f
+            where f.user_id = p_user
+                and f.at < case when f.operation = 'erase' then p_erased_before else p_before end
+            order by f.version
+            limit p_limit
+        ))
         returning c.version, c.operation
     )
     select

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from service.db.coalescer import waited
 from service.queries import accounts
-from tests.conftest import User, eventually, watched
+from tests.conftest import User, eventually, waits_for_lock
 
 GONE = {"detail": "Start again from since=0"}
 
@@ -227,6 +227,7 @@ async def test_it_is_the_only_method_of_its_path(user: User) -> None:
 @pytest.fixture
 async def floor(connection: Any) -> AsyncIterator[None]:
     """Has the next test's users begin at the clock again: the row is one for all."""
+    await connection.execute("update tasks.number_floor set number = 0")
     yield
     await connection.execute("update tasks.number_floor set number = 0")
 
@@ -251,6 +252,21 @@ async def test_numbers_go_on_above_the_old_ones(connection: Any, user: User, ahe
     assert (await changes(user, 0)).json()["tasks"] == [again]
     undone = await user.client.post(f"/api/{user.id}/undo", headers=user.headers, json={"version": task["version"]})
     assert undone.status_code == 404
+
+
+@pytest.mark.parametrize(("age", "is_kept"), [(3_540_000, True), (3_660_000, False)])
+@pytest.mark.usefixtures("floor")
+async def test_a_number_is_kept_unless_the_clock_has_passed_it_for_an_hour(
+    connection: Any, user: User, age: int, is_kept: bool
+) -> None:
+    await user.create()
+    number = int(time.time() * 1000) - age
+    query = "update tasks.account set version = $2::bigint - 1, first_version = 1 where user_id = $1"
+    await connection.execute(query, user.id, number)
+    assert (await erase(user)).status_code == 204
+    kept = await connection.fetchval("select number from tasks.number_floor")
+    assert kept >= number if is_kept else kept != number, "other tests may erase others meanwhile"
+    assert (await user.create())["version"] > number
 
 
 # In between -----------------------------------------------------------------------------------------------------------
@@ -308,8 +324,7 @@ async def test_a_write_that_waited_for_the_last_step_is_a_new_sign_up(
     await transaction.start()
     assert (await step(connection, user, STEP))["is_done"]
     create = asyncio.create_task(user.create())
-    waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like $1"
-    await eventually(lambda: watched(connection, waiting, "%tasks.insert_task(%"))
+    await eventually(lambda: waits_for_lock(connection, "insert_task"))
     change = asyncio.create_task(user.call("PUT", f"/{task['id']}", json={"title": "x"}))
     await transaction.commit()
     created = await create

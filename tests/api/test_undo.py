@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.models import BIGGEST_VERSION, UndoConflict, UndoResult
-from tests.conftest import User, eventually, execute, watched
+from tests.conftest import User, eventually, execute, waits_for_lock
 from tests.feed import counter_in
 
 Json = dict[str, Any]
@@ -472,13 +472,6 @@ async def test_every_write_can_be_undone_by_what_its_answer_tells(user: User) ->
 # Two at once ----------------------------------------------------------------------------------------------------------
 
 
-async def waiting_for_the_account(holder: Any) -> Any:
-    # on Citus it waits on the user's node, which another view shows
-    view = await holder.fetchval("select coalesce(to_regclass('citus_stat_activity'), 'pg_stat_activity')::text")
-    query = f"select count(*) from {view} where wait_event_type = 'Lock' and query like '%undo_change%'"  # noqa: S608
-    return await watched(holder, query)
-
-
 async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: User, database_url: str) -> None:
     """A statement that waits for a lock keeps its snapshot of before: the rows have to be read in later ones."""
     tasks = [await user.create() for _ in range(5)]
@@ -495,7 +488,7 @@ async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: Us
             title,
         )
     waiting = asyncio.create_task(undo(user, version))
-    await eventually(lambda: waiting_for_the_account(holder))
+    await eventually(lambda: waits_for_lock(holder, "undo_change"))
     await transaction.commit()
     response = await waiting
     assert response.status_code == 409, response.text
@@ -508,7 +501,7 @@ async def test_what_is_committed_while_it_waits_for_the_account_is_seen(user: Us
         "select version from tasks.change_task($1, '1s', 'delete', $2, null, null, null, null)", user.id, tasks[4]["id"]
     )
     waiting = asyncio.create_task(undo(user, last))
-    await eventually(lambda: waiting_for_the_account(holder))
+    await eventually(lambda: waits_for_lock(holder, "undo_change"))
     await transaction.commit()
     response = await waiting
     await holder.close()

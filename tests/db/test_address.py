@@ -371,8 +371,10 @@ async def test_the_first_host_that_is_as_wanted(
     read_only: Postgres, database_url: str, wanted: str, order: str, found: str | None
 ) -> None:
     urls = {"r": read_only.url, "w": database_url}
-    folders = {letter: parse_address(url).hosts[0].name for letter, url in urls.items()}
-    query = f"host={','.join(quote(folders[letter]) for letter in order)}&target_session_attrs={wanted}"
+    hosts = {letter: parse_address(url).hosts[0] for letter, url in urls.items()}
+    names = ",".join(quote(hosts[letter].name) for letter in order)
+    ports = ",".join(str(hosts[letter].port) for letter in order)
+    query = f"host={names}&port={ports}&target_session_attrs={wanted}"
     address = parse_address(f"postgresql://postgres@/postgres?{query}")
     which = "select current_setting('default_transaction_read_only')"
     if found is None:

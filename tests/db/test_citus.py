@@ -6,6 +6,7 @@ What Citus itself does is tested where the suite runs on it (--database-url); ho
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -294,8 +295,18 @@ async def test_a_write_touches_one_shard_and_runs_there(citus: Any, name: str, a
     own = await node_of(citus, user)
     for node in await workers(citus):
         messages = await said(at(citus_dsn(citus), node), user, name, sent)
-        if name != "erase_user":  # which notes on every node how high the user's numbers were
+        if name != "erase_user":  # which notes on every node how high the numbers of so young a user were
             assert any("issuing " in message for message in messages) == (node != own), messages
+
+
+async def test_erasing_asks_no_other_node_once_the_clock_is_an_hour_ahead_of_the_user_s_number(citus: Any) -> None:
+    user = f"user-{uuid4()}"
+    await filled_user(citus, user)
+    query = "update tasks.account set version = version - 3660000, first_version = 1 where user_id = $1"
+    await citus.execute(query, user)
+    messages = await said(at(citus_dsn(citus), await node_of(citus, user)), user, "erase_user", (LOCK_TIMEOUT, 1000))
+    assert not any("issuing " in message for message in messages), messages
+    assert await citus.fetchval("select count(*) from tasks.account where user_id = $1", user) == 0
 
 
 async def said(url: str, user: str, name: str, arguments: tuple[Any, ...]) -> list[str]:
@@ -388,6 +399,46 @@ def test_without_tables_distribute_asks_for_them(tmp_path: Path, citus_url: str)
         ended = run_service(tmp_path, "distribute", **external(url))
         assert (ended.returncode, ended.stdout) == (1, "")
         assert ended.stderr == "There are no tables yet: run `python -m service migrate`\n"
+
+
+ROWS = """
+    select tasks.insert_task(name, '5s', gen_random_uuid(), fields, null, null, null, null, null)
+    from unnest(array['a', 'b', 'c', 'd']) name, (values
+        ('{"title": "x", "tags": ["a"]}'::jsonb),
+        ('{"title": "x", "due_date": "2026-01-31", "due_time": "09:00", "due_time_zone": "Asia/Tokyo"}'),
+        ('{"title": "x", "due_date": "2026-01-31", "recurrence": "FREQ=DAILY"}')
+    ) as tasks (fields)
+"""
+
+
+def test_what_was_there_before_is_moved_and_a_write_may_run_on_the_coordinator(citus_url: str) -> None:
+    with empty_database(citus_url) as url, psycopg.connect(citus_url, autocommit=True) as server:
+        nodes = [f"{host}:{port}" for host, port in server.execute("select * from citus_get_active_worker_nodes()")]
+        name = urlsplit(url).path[1:]
+        with ExitStack() as stack:
+            for node in nodes:
+                worker = stack.enter_context(psycopg.connect(at(citus_url, node), autocommit=True))
+                worker.execute(f"create database {name}".encode())
+                stack.callback(worker.execute, f"drop database {name} with (force)".encode())
+            for each in (url, *(at(url, node) for node in nodes)):
+                with psycopg.connect(each, autocommit=True) as connection:
+                    connection.execute("create extension citus")
+            with psycopg.connect(url, autocommit=True) as connection:
+                own = server.execute("select nodename, nodeport from pg_dist_node where groupid = 0").fetchone()
+                connection.execute("select citus_set_coordinator_host(%s, %s)", own)
+                for node in nodes:
+                    connection.execute("select citus_add_node(%s, %s)", node.split(":"))
+                migrate(parse_address(url))
+                connection.execute(ROWS.encode())
+                assert "tasks.task" in distribute(parse_address(url))
+                connection.execute(ROWS.encode())  # such a statement is not delegated
+                counts = connection.execute("select user_id, count(*) from tasks.task group by 1 order by 1")
+                assert counts.fetchall() == [(user, 6) for user in "abcd"]
+                broken = "update tasks.task set due_time = '09:00', due_date = null"
+                with pytest.raises(psycopg.errors.CheckViolation):
+                    connection.execute(broken.encode())
+                with pytest.raises(psycopg.errors.InvalidParameterValue):
+                    connection.execute("update tasks.task set due_time_zone = 'Europe/Nowhere'")
 
 
 def test_distribute_and_migrate_can_be_repeated(citus_url: str) -> None:

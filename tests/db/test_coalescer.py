@@ -595,7 +595,7 @@ async def test_a_time_limit_of_the_database_stops_only_whom_it_is_meant_for(
         creates = [asyncio.ensure_future(queries.insert_task(db, name, new_task("y"))) for name in users]
         locked = creates.pop(2)
         await asyncio.wait_for(asyncio.gather(*creates), 3)
-        assert pool.sizes[0] == 5, "they went together"
+        assert pool.sizes[0] == (1 if pool.is_citus else 5), "they went together"
         with pytest.raises(Unavailable):
             await locked
     assert await answers([db.fetch(NAP, "dear", 1.0), db.fetch(NAP, "cheap", 0.0)]) == (1, 1)

@@ -49,7 +49,10 @@ OF_A_USER = [name for name in STATEMENTS if name not in OF_NO_USER]
 # Writes are functions, one a file; the statements that call them, by the function's name.
 FUNCTIONS = {path.stem: path.read_text() for path in sorted((SQL / "functions").glob("*.sql"))}
 # Those that do not change are made by migrations: what they return is in checks, or may be in indexes.
-FROM_MIGRATIONS = ["search_folded", "check_task", "is_time_zone", "check_tags", "tag_key", "are_unlike", "moment"]
+FROM_MIGRATIONS = [
+    *("search_folded", "check_task", "is_time_zone", "check_tags", "tag_key", "are_unlike", "moment"),
+    *("check_fields", "check_time_zone"),  # from distribute.sql
+]
 CALL = re.compile(r"select (?:\* from )?tasks\.(\w+)\(\$1(?:, (?:\$\d+|null))*\)")
 CALLS = {found[1]: sql for sql in LOADED if (found := CALL.fullmatch(sql))}
 
