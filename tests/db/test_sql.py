@@ -32,11 +32,12 @@ LOADED = {
     if isinstance(value, Statement)
 }
 
-# Reads are statements, one a file; `migrate` runs prepare.sql by itself, and installs the functions.
+# Reads are statements, one a file; `migrate` and `distribute` run these by themselves, and install the functions.
+BY_THEMSELVES = ("prepare", "distribute", "distributed")
 FILES = sorted(
     path
     for path in SQL.rglob("*.sql")
-    if path.parent.name not in ("debug", "functions") and path.stem not in ("prepare", "distribute")
+    if path.parent.name not in ("debug", "functions") and path.stem not in BY_THEMSELVES
 )
 STATEMENTS = {path.stem: path.read_text() for path in FILES}
 # About more than one user: whose changes are watched, what is to be purged or renumbered, the schema, and time zones
