@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,6 +80,12 @@ def anyio_backend() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database-url", help="run on this database, whose server the tests may do anything to")
+
+
+def pytest_configure() -> None:
+    # the tests' own connections, behind a pooler that tracks no prepared statements
+    if os.environ.get("DB_STATEMENT_CACHE") == "0":
+        asyncpg.connect = partial(asyncpg.connect, statement_cache_size=0)  # type: ignore[assignment]  # overloads
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +192,8 @@ def other(client: httpx.AsyncClient) -> User:
 
 def service_environment(**settings: str) -> dict[str, str]:
     """Returns the environment for a `python -m service` that is configured by these settings alone."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    names = ("PATH", "HOME", "LANG", "DB_STATEMENT_CACHE")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | settings
 
 
