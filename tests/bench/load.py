@@ -38,9 +38,9 @@ STATEMENTS = {
     "one": (tasks.TASK_FIND, (USER, TASK, "null::text[]")),
     "list": (tasks.TASK_LIST, (USER, "null::text[]")),
     "unchanged": (tasks.TASK_LIST, (USER, "'{*}'::text[]")),
-    "create": (tasks.INSERT_TASK, (USER, "'500ms'", "gen_random_uuid()", NEW_TASK, "null", "null")),
-    "complete": (tasks.CHANGE_TASK, (USER, "'500ms'", "'complete'", TASK, "null", "null")),
-    "update": (tasks.CHANGE_TASK, (USER, "'500ms'", "'update'", TASK, PATCH, "null")),
+    "create": (tasks.INSERT_TASK, (USER, "'500ms'", "gen_random_uuid()", NEW_TASK, "null", "null", "null")),
+    "complete": (tasks.CHANGE_TASK, (USER, "'500ms'", "'complete'", TASK, "null", "null", "null")),
+    "update": (tasks.CHANGE_TASK, (USER, "'500ms'", "'update'", TASK, PATCH, "null", "null")),
 }
 MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}
 
