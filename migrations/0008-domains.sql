@@ -64,14 +64,3 @@ begin
 end
 $$;
 alter table tasks.task add constraint task_consistent check (tasks.check_task(task));
-
--- A session that has run a function keeps the types that its variables had: whatever is altered of it, it reads it anew.
-do $$
-declare
-    known regprocedure;
-begin
-    for known in select oid from pg_proc where pronamespace = 'tasks'::regnamespace loop
-        execute format('alter function %s cost 100', known);
-    end loop;
-end
-$$;

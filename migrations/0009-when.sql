@@ -119,14 +119,3 @@ begin
         schema = 'tasks', table = 'task', constraint = violated;
 end
 $$;
-
--- As in 0008: a session that has run a function reads it anew.
-do $$
-declare
-    known regprocedure;
-begin
-    for known in select oid from pg_proc where pronamespace = 'tasks'::regnamespace loop
-        execute format('alter function %s cost 100', known);
-    end loop;
-end
-$$;

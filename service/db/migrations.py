@@ -36,6 +36,19 @@ LIMITS = """
     set local citus.multi_shard_modify_mode = 'sequential';
     set local lock_timeout = '1s'
 """
+# A session that has run a function keeps the types that its variables had, also when a migration gives a column another
+# one: the function fails there. Whatever is altered of it, the session reads it anew.
+READ_FUNCTIONS_ANEW = """
+    do $$
+    declare
+        known regprocedure;
+    begin
+        for known in select oid from pg_proc where pronamespace = 'tasks'::regnamespace loop
+            execute 'alter function ' || known || ' cost 100';
+        end loop;
+    end
+    $$
+"""
 PAUSE_SECONDS = 2
 ATTEMPTS = 15
 
@@ -118,7 +131,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
                 self.execute(self.format_sql(self.create_lock_table_sql))
 
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> None:
-        """Applies the migration and notes it, in one transaction.
+        """Applies the migration, has sessions read the functions anew, and notes it, in one transaction.
 
         yoyo takes three: what ends between them leaves a migration that is applied, is not known to be, and fails for
         ever after.
@@ -129,6 +142,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
             return
         with self.transaction():
             migration.process_steps(self, "apply", force=force)
+            self.execute(READ_FUNCTIONS_ANEW)
             self.log_migration(migration, "apply")
             self.mark_one(migration, log=False)
 
