@@ -68,8 +68,6 @@ REMEMBERED = 10_000  # expensive queues whose cost is kept while they are empty
 
 STOPPED = (asyncpg.QueryCanceledError, asyncpg.TransactionTimeoutError)
 TOO_LATE = "it was, or would be, queued for too long"
-NONE_FREE = "no connection came free in time"
-OVERLOAD = (TOO_LATE, NONE_FREE)
 
 NAME = re.compile(r"(?:-- |select (?:\* from )?tasks\.)(\w+)")
 
@@ -131,9 +129,9 @@ class _Call:
             else:
                 self.result.set_exception(error)
 
-    def reject(self, reason: str) -> None:
-        """Ends the call with Unavailable."""
-        self.end(None, (Overloaded if reason in OVERLOAD else Unavailable)(reason))
+    def reject(self, reason: str, kind: type[Unavailable] = Unavailable) -> None:
+        """Ends the call with Unavailable, or with this kind of it."""
+        self.end(None, kind(reason))
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +209,7 @@ class _Scheduler:
             lane.work = lane.work - queue.cost if lane.waiting else 0.0  # no sum of rounding errors
             call = queue.calls.popleft()
             if now - call.started > LONGEST_WAIT or now - call.started + queue.cost > DEADLINE:
-                call.reject(TOO_LATE)
+                call.reject(TOO_LATE, Overloaded)
             if call.result.done():  # or its caller has gone
                 self.release(queue)
                 continue
@@ -302,7 +300,7 @@ class Coalescer:
         queue = scheduler.queues.get(user) or scheduler.new_queue(user)
         call = _Call(queue, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
         if (queue.is_in_flight or queue.cost > CHEAP) and scheduler.expected_wait(queue) > LONGEST_WAIT:
-            call.reject(TOO_LATE)
+            call.reject(TOO_LATE, Overloaded)
             if not queue.calls and not queue.is_in_flight:
                 scheduler.release(queue)
             return call.result
@@ -423,7 +421,7 @@ class Coalescer:
             self._latency = min(self._latency * 1.02, SHARED_WORK)  # so that a rise of the real one is noticed
             for scheduler in self._schedulers:
                 for queue in scheduler.queues.values():
-                    _reject_overdue(queue.calls, now, NONE_FREE)
+                    _reject_overdue(queue.calls, now, "no connection came free in time", Overloaded)
             for trip in [*self._round_trips]:
                 self._check(trip, now)
             self._send()
@@ -449,10 +447,10 @@ def _position(ready: deque[_UserQueue]) -> int:
     return ready[0].position
 
 
-def _reject_overdue(calls: Iterable[_Call], now: float, reason: str) -> None:
+def _reject_overdue(calls: Iterable[_Call], now: float, reason: str, kind: type[Unavailable] = Unavailable) -> None:
     for call in calls:
         if now - call.started > DEADLINE:
-            call.reject(reason)
+            call.reject(reason, kind)
 
 
 def _size(row: Any) -> int:
