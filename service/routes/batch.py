@@ -23,7 +23,7 @@ from service.models import (
 )
 from service.queries import tasks
 from service.queries.tasks import Operation, Written
-from service.web.errors import MOST_ENTRIES, Invalid, Problem, Wrong, shown
+from service.web.errors import MOST_ENTRIES, Invalid, Wrong, shown
 from service.web.limit import charge_operations
 from service.web.request import read_batch, validated
 from service.web.responses import FAILED, JsonResponse, refusal
@@ -151,8 +151,8 @@ async def _with_known_zone(db: Coalescer, change: Operation | list[Invalid]) -> 
     if isinstance(change, Operation) and change.task is not None and change.task.due_time_zone is not None:
         try:
             await require_zone(db, change.task.due_time_zone, ["body", "due_time_zone"])
-        except Problem as problem:
-            return problem.detail if isinstance(problem.detail, list) else []
+        except Wrong as wrong:
+            return wrong.entries
     return change
 
 

@@ -4,7 +4,7 @@ from starlette.requests import Request
 
 from service.db.coalescer import Coalescer
 from service.queries import zones
-from service.web.errors import invalid, shown
+from service.web.errors import Invalid, Wrong, shown
 from service.web.parameters import Parameter, read_parameters
 from service.zones import is_zone, nearest
 
@@ -45,7 +45,7 @@ async def read_time_zone(request: Request) -> str | None:
 
 
 async def require_zone(db: Coalescer, name: str | None, loc: list[str | int]) -> None:
-    """Raises Problem, a 422, when PostgreSQL has no such zone, though the pinned tz database has it."""
+    """Raises Wrong, a 422, when PostgreSQL has no such zone, though the pinned tz database has it."""
     if name is not None and not await zones.is_known(db, name):
         message = f"Input should be a time zone that the database knows too, like UTC, not {shown(name)}"
-        raise invalid(loc, message, "time_zone")
+        raise Wrong([Invalid(loc=loc, msg=message, type="time_zone")], 1)
