@@ -367,17 +367,12 @@ def _database(settings: DatabaseSettings) -> Iterator[Address]:
             raise Failure(f"The database {address} refuses: {str(error).strip()}{hint}") from None
 
 
-def _host(settings: Settings) -> str:
-    host = settings.host.removeprefix("[").removesuffix("]")
-    if host == "*":
-        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (it is what was asked for)
-    return host
-
-
 @contextmanager
 def _listening_socket(settings: Settings, name: str, port: int) -> Iterator[socket.socket]:
     """Yields a socket that listens on the port, which is that setting's. Raises Failure when it cannot be had."""
-    host = _host(settings)
+    host = settings.host.removeprefix("[").removesuffix("]")
+    if host == "*":
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (it is what was asked for)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # `::` is IPv4, too: what containers and platforms expect of it
