@@ -27,13 +27,14 @@ What a shared round trip must also get right:
 
 Citus distributes users among nodes. There each write commits by itself, on its user's node, so it has a round trip of
 its own. Reads share them, and one whose node is away is retried alone, like any that fails; the others never notice.
+What nodes.py finds to stand still is rejected before it is sent.
 """
 
 import asyncio
 import re
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,7 @@ from typing import Any
 import asyncpg
 
 from service.db.hub import Hub
+from service.db.nodes import NODE_OF_USER, Nodes
 from service.db.pool import NODE_LOST, NodeUnavailable, Overloaded, Pool, Unavailable
 from service.db.statistics import RoundTrips
 
@@ -64,6 +66,7 @@ RETRY_SECONDS = 0.1  # SOON for a call that is retried alone: most only shared a
 DEADLINE = 4.5  # seconds from a call to its result
 LONGEST_WAIT = 3.0  # seconds; a call that would be queued for longer is rejected
 LOOK = 0.05  # seconds between two checks for what takes long
+SUSPICIOUS = round(SOON / LOOK)  # checks of one round trip: on Citus a node may stand still
 REMEMBERED = 10_000  # expensive queues whose cost is kept while they are empty
 
 STOPPED = (asyncpg.QueryCanceledError, asyncpg.TransactionTimeoutError)
@@ -77,13 +80,14 @@ waited: ContextVar[list[float]] = ContextVar("waited")
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """A statement that returns exactly one row, and whether it locks and writes.
+    """A statement that returns exactly one row, whether it locks and writes, and whether it is about one user.
 
-    The first argument of one that writes is the user; the second, which is added here, is the lock timeout.
+    Then the user is its first argument. The second of one that writes, which is added here, is the lock timeout.
     """
 
     sql: str
     writes: bool
+    is_of_user: bool = True
 
     @cached_property
     def name(self) -> str:
@@ -258,6 +262,9 @@ class _RoundTrip:
             self.scheduler.release(queue)
 
 
+FIND_NODE = Statement(NODE_OF_USER, writes=False)
+
+
 class Coalescer:
     """Takes calls, and sends them to the database in round trips."""
 
@@ -265,6 +272,7 @@ class Coalescer:
         self._pool = pool
         self.round_trips: RoundTrips | None = None  # None: they are not counted
         self.hub = Hub()  # notifies those who wait for a user's changes
+        self.nodes = Nodes(pool, self._reject_still)
         slow = max(1, (pool.largest - IN_FLIGHT) // 3)  # locks and expensive statements must not take all connections
         self._schedulers = _Scheduler(slow), _Scheduler(slow)  # of reads, and of writes
         self._round_trips: set[_RoundTrip] = set()  # in flight
@@ -286,6 +294,7 @@ class Coalescer:
         """Closes the pool; what is in flight is dropped after a few seconds."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+        self.nodes.close()
         await self._pool.close()
 
     def fetch(self, statement: Statement, *arguments: Any) -> asyncio.Future[Any]:
@@ -294,9 +303,27 @@ class Coalescer:
         Awaiting it raises Unavailable when the database does not answer within DEADLINE, or is not expected to, and
         asyncpg.PostgresError when the statement itself fails.
         """
+        if self.nodes.still and statement.is_of_user:
+            return self._loop.create_task(self._fetch_if_node_answers(statement, arguments))
+        return self._enqueue(statement, arguments)
+
+    async def reachable(self, users: Collection[str]) -> Collection[str]:
+        """Returns the users whose node does not stand still."""
+        if not self.nodes.still:
+            return users
+        nodes = await self.nodes.of(users)
+        return [user for user in users if nodes[user] not in self.nodes.still]
+
+    async def _fetch_if_node_answers(self, statement: Statement, arguments: tuple[Any, ...]) -> Any:
+        (node,) = await self._enqueue(FIND_NODE, arguments[:1])
+        if node in self.nodes.still:
+            raise NodeUnavailable(f"it stands still: {node}")
+        return await self._enqueue(statement, arguments)
+
+    def _enqueue(self, statement: Statement, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
         scheduler = self._schedulers[statement.writes]
         # a statement that is not about one user has a queue of its own
-        user = arguments[0] if arguments and isinstance(arguments[0], str) else statement
+        user = arguments[0] if statement.is_of_user else statement
         queue = scheduler.queues.get(user) or scheduler.new_queue(user)
         call = _Call(queue, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
         if (queue.is_in_flight or queue.cost > CHEAP) and scheduler.expected_wait(queue) > LONGEST_WAIT:
@@ -433,6 +460,8 @@ class Coalescer:
         is_done = all(call.result.done() for call in trip.calls)
         is_read = not trip.statement.writes
         trip.checks += 1
+        if trip.checks == SUSPICIOUS and trip.statement.is_of_user:
+            self.nodes.suspect({call.queue.user for call in trip.calls})
         if not is_done and not (is_read and trip.lane != SLOW and trip.checks * LOOK > trip.time_limit()):
             return
         if is_read and len(trip.calls) == 1 and self._last_success > trip.started:
@@ -441,6 +470,15 @@ class Coalescer:
             trip.task.cancel()  # which cancels the statement on the server
         if not is_done:
             trip.requeue()
+
+    async def _reject_still(self) -> None:
+        """Rejects the calls for users whose node stands still, those in flight too."""
+        queues = [queue for each in self._schedulers for queue in each.queues.values() if isinstance(queue.user, str)]
+        reachable = set(await self.reachable({queue.user for queue in queues}))
+        in_flight = [call for trip in self._round_trips for call in trip.calls]
+        for call in [*in_flight, *(call for queue in queues for call in queue.calls)]:
+            if isinstance(call.queue.user, str) and call.queue.user not in reachable:
+                call.reject("its node stands still", NodeUnavailable)
 
 
 def _position(ready: deque[_UserQueue]) -> int:

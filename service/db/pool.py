@@ -9,7 +9,8 @@ import logging
 import math
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5  # a connection idle for longer is pinged: it may be dead, or closed by a serverless database
 CLOSE_IDLE_SECONDS = 30  # connections above the minimum are closed after being idle for this long
 PING_SECONDS = 1
-CLOSE_SECONDS = 2
+CLOSE_SECONDS = 1
 RETRY_SECONDS = 1  # after a failed attempt to connect
 
 # The connection is unusable, and the outcome of the statement unknown
@@ -130,6 +131,19 @@ class Pool:
         self._put_back(connection)
         return rows
 
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[Any]:
+        """Yields a new connection that is none of the pool's. Raises Unavailable when there is none, or it fails."""
+        connection = None
+        try:
+            connection = await self._new_connection()
+            yield connection
+        except (*LOST, asyncpg.PostgresError) as error:
+            raise Unavailable(_explain(error)) from None
+        finally:
+            if connection is not None:
+                connection.terminate()
+
     @property
     def idle(self) -> int:
         """How many connections nobody uses."""
@@ -191,22 +205,9 @@ class Pool:
         """Returns a new connection; None when that fails, and then `_failure` says why."""
         self._open += 1
         self._connecting += 1
-        options = self._address.options
-        name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
-        # timestamps in responses are in UTC; PgBouncer passes both of these on
-        settings = {"application_name": name, "timezone": "UTC"}
-        if "options" in options:
-            settings["options"] = options["options"]
         connection = None
         try:
-            if self._tls is None:
-                self._tls = self._address.tls()  # once: it reads all certificate authorities
-            connection = await connect(
-                self._address,
-                self._tls,
-                statement_cache_size=self._statement_cache,
-                server_settings=settings,
-            )
+            connection = await self._new_connection()
             # PostgreSQL builds the JSON, whose bytes are passed through. That of a list is put together as text, and is
             # sent as varchar: a cast to json would parse it, a third of the list's time.
             for name in ("json", "varchar"):
@@ -226,6 +227,22 @@ class Pool:
             logger.warning("the database takes connections again: %s", self._address)
             self._failure = ""
         return connection
+
+    async def _new_connection(self) -> Any:
+        options = self._address.options
+        name = options.get("application_name") or options.get("fallback_application_name") or "task-service"
+        # timestamps in responses are in UTC; PgBouncer passes both of these on
+        settings = {"application_name": name, "timezone": "UTC"}
+        if "options" in options:
+            settings["options"] = options["options"]
+        if self._tls is None:
+            self._tls = self._address.tls()  # once: it reads all certificate authorities
+        return await connect(
+            self._address,
+            self._tls,
+            statement_cache_size=self._statement_cache,
+            server_settings=settings,
+        )
 
     def _note_failure(self, failure: str) -> None:
         self._retry_at = self._loop.time() + RETRY_SECONDS

@@ -11,12 +11,12 @@ from service.db.coalescer import Statement
 FOLDER = Path(__file__).parents[2] / "sql"
 
 
-def read(path: str) -> Statement:
+def read(path: str, *, is_of_user: bool = True) -> Statement:
     """Returns the statement in this file of `sql/`, which only reads.
 
     Its comment is sent along: PostgreSQL's views and logs show the file's name.
     """
-    return Statement((FOLDER / f"{path}.sql").read_text(), writes=False)
+    return Statement((FOLDER / f"{path}.sql").read_text(), writes=False, is_of_user=is_of_user)
 
 
 def call(sql: str) -> Statement:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from service.db.coalescer import Coalescer
 from service.queries import call, read
 
-ACCOUNT_PAGE = read("accounts/account_page")
+ACCOUNT_PAGE = read("accounts/account_page", is_of_user=False)
 ERASE_USER = call("select * from tasks.erase_user($1, $2, $3)")
 RENUMBER_USER = call("select tasks.renumber_user($1, $2)")
 

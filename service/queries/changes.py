@@ -8,7 +8,7 @@ from service.db.coalescer import Coalescer, waited
 from service.db.pool import NodeUnavailable, Unavailable
 from service.queries import call, read
 
-CHANGE_COUNTERS = read("changes/change_counters")
+CHANGE_COUNTERS = read("changes/change_counters", is_of_user=False)
 CHANGE_FEED = read("changes/change_feed")
 CHANGE_HISTORY = read("changes/change_history")
 UNDO_CHANGE = call("select * from tasks.undo_change($1, $2, $3)")
@@ -47,12 +47,13 @@ async def watch_counters(db: Coalescer) -> None:
             waited.set([])
             known = db.hub.counters.copy()
             try:
+                known = {user_id: known[user_id] for user_id in await db.reachable(known)}
                 await _look(db, known)
             except NodeUnavailable:  # who is on another node is told nevertheless
                 ones = ({user_id: version} for user_id, version in known.items())
                 await asyncio.gather(*(_look(db, one) for one in ones), return_exceptions=True)
-            except Unavailable:
-                continue  # whoever waits for a change of this second gets it in a later one
+            except Unavailable:  # whoever waits for a change of this second gets it in a later one
+                db.nodes.suspect(known)
             except Exception:  # nobody would find out that this has ended
                 logger.exception("the counters could not be read")
 

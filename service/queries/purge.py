@@ -11,12 +11,12 @@ from uuid import UUID
 from service.db.coalescer import Coalescer
 from service.queries import call, read
 
-CHANGE_OLDEST = read("changes/change_oldest")
-KEY_OLDEST = read("keys/key_oldest")
+CHANGE_OLDEST = read("changes/change_oldest", is_of_user=False)
+KEY_OLDEST = read("keys/key_oldest", is_of_user=False)
 PURGE_CHANGES = call("select tasks.purge_changes($1, $2, $3, $4, $5)")
 PURGE_KEYS = call("select tasks.purge_keys($1, $2, $3, $4)")
 PURGE_TASKS = call("select tasks.purge_tasks($1, $2, $3, $4)")
-TRASH_OLDEST = read("tasks/trash_oldest")
+TRASH_OLDEST = read("tasks/trash_oldest", is_of_user=False)
 
 Value = TypeVar("Value")
 

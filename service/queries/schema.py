@@ -5,7 +5,7 @@ from typing import NamedTuple
 from service.db.coalescer import Coalescer
 from service.queries import read
 
-SCHEMA_APPLIED = read("schema/schema_applied")
+SCHEMA_APPLIED = read("schema/schema_applied", is_of_user=False)
 
 
 class Applied(NamedTuple):

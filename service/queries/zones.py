@@ -3,7 +3,7 @@
 from service.db.coalescer import Coalescer
 from service.queries import read
 
-ZONE_KNOWN = read("zones/zone_known")
+ZONE_KNOWN = read("zones/zone_known", is_of_user=False)
 
 _known: dict[str, bool] = {}  # at most one for each zone of the pinned tz database
 

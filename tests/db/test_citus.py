@@ -6,7 +6,8 @@ What Citus itself does is tested where the suite runs on it (--database-url); ho
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,9 +17,9 @@ import asyncpg
 import psycopg
 import pytest
 
-from service.db import migrations
+from service.db import coalescer, migrations, nodes
 from service.db.address import parse_address
-from service.db.coalescer import Coalescer, Statement
+from service.db.coalescer import SOON, Coalescer, Statement
 from service.db.migrations import LIMITS, connect, distribute, migrate
 from service.db.pool import NodeUnavailable
 from service.models import TaskCreate, TaskUpdate
@@ -85,12 +86,15 @@ async def test_until_it_is_known_whether_it_is_citus_a_write_goes_alone(database
     assert pool.is_citus
 
 
-# A node that is away, as Citus says it: on a connection that stays open, with the same error
-NODE_AWAY = """
+# A node that is away, as Citus says it: on a connection that stays open, with the same error. One that stands still:
+# nobody gets its lock.
+NODES = """
     create function pg_temp.asked(name text) returns text language plpgsql as $$
     begin
         if name like 'away%' then
             raise exception 'connection to the remote node postgres@10.0.0.1:5432 failed' using errcode = '08006';
+        elsif name like 'still%' then
+            perform pg_advisory_xact_lock_shared(hashtext(split_part(name, '-', 1)));
         end if;
         return name;
     end
@@ -98,21 +102,33 @@ NODE_AWAY = """
 """
 
 
-class PoolWithNodeAway(WatchedPool):
-    """A pool on whose connections a statement can ask for users whose node is away."""
+class PoolWithNodes(WatchedPool):
+    """A pool on whose connections a statement can ask for users of other nodes."""
 
-    async def _connect(self) -> Any:
-        connection = await super()._connect()
-        await connection.execute(NODE_AWAY)
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.statements: list[str] = []
+
+    async def run(self, sql: str, executions: Any) -> Any:
+        self.statements.append(sql)
+        return await super().run(sql, executions)
+
+    async def _new_connection(self) -> Any:
+        connection = await super()._new_connection()
+        await connection.execute(NODES)
         return connection
 
 
 READ = Statement("select pg_temp.asked($1)", writes=False)
 WRITE = Statement("select pg_temp.asked($1) || left($2, 0)", writes=True)
+ASKED = """
+    select array_agg(pg_temp.asked(name)) as users, array_agg(known + 1) as versions
+    from unnest($1::text[], $2::bigint[]) as watched (name, known)
+"""
 
 
 async def test_a_node_that_is_away_concerns_its_own_users_only(like_citus: str) -> None:
-    pool = PoolWithNodeAway(like_citus)
+    pool = PoolWithNodes(like_citus)
     async for db in open_on(pool):
         for statement in (READ, WRITE):
             for _ in range(3):
@@ -128,7 +144,7 @@ async def test_a_node_that_is_away_concerns_its_own_users_only(like_citus: str) 
 
 
 async def test_whose_node_is_away_spoils_no_more_round_trips(like_citus: str) -> None:
-    pool = PoolWithNodeAway(like_citus)
+    pool = PoolWithNodes(like_citus)
     async for db in open_on(pool):
         with pytest.raises(NodeUnavailable):
             await db.fetch(READ, "away")
@@ -143,23 +159,117 @@ async def test_whose_node_is_away_spoils_no_more_round_trips(like_citus: str) ->
         assert pool.sizes == [1], "of a write nobody knows whether it was done"
 
 
+@pytest.fixture
+def nodes_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has each user on a node of the same name."""
+    node_of_user = "select split_part($1, '-', 1) || ':5432' as node"
+    monkeypatch.setattr(nodes, "NODE_OF_USER", node_of_user)
+    monkeypatch.setattr(coalescer, "FIND_NODE", Statement(node_of_user, writes=False))
+    monkeypatch.setattr(nodes, "PROBE", "select pg_temp.asked($1)")
+
+
+async def answers_again(db: Coalescer) -> bool:
+    return not db.nodes.still
+
+
+@asynccontextmanager
+async def standing_still(url: str, node: str) -> AsyncIterator[None]:
+    connection: Any = await asyncpg.connect(url)
+    await connection.execute("select pg_advisory_lock(hashtext($1))", node)
+    yield
+    await connection.close()
+
+
+@pytest.mark.usefixtures("nodes_of_users")
+async def test_a_node_that_stands_still_concerns_its_own_users_only(
+    like_citus: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = PoolWithNodes(like_citus)
+    still = f"still{uuid4().hex}"
+    async for db in open_on(pool):
+        async with standing_still(like_citus, still):
+            for statement in (READ, WRITE):
+                # more than there are connections
+                names = [name for number in range(40) for name in (f"{still}-{number}", f"here-{number}")]
+                answers = await asyncio.gather(*(db.fetch(statement, name) for name in names), return_exceptions=True)
+                for name, answer in zip(names, answers, strict=True):
+                    if name.startswith("here"):
+                        assert answer == (name,)
+                    else:
+                        assert isinstance(answer, NodeUnavailable)
+            assert db.nodes.still == {f"{still}:5432"}
+
+            pool.statements.clear()
+            with pytest.raises(NodeUnavailable, match="it stands still: still"):
+                await db.fetch(READ, f"{still}-new")
+            assert READ.sql not in pool.statements, "it was not sent"
+        await eventually(partial(answers_again, db))
+        assert await db.fetch(READ, f"{still}-new") == (f"{still}-new",)
+    assert [record.getMessage() for record in caplog.records if record.name == nodes.logger.name] == [
+        f"a node of the database stands still, its users get a 503: {still}:5432",
+        f"the database's node answers again: {still}:5432",
+    ]
+
+
+@pytest.mark.usefixtures("nodes_of_users")
+async def test_a_call_that_takes_long_on_a_node_that_answers_is_waited_for(
+    like_citus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "PROBE", "select $1::text")
+    still = f"still{uuid4().hex}"
+    async for db in open_on(PoolWithNodes(like_citus)):
+        async with standing_still(like_citus, still):
+            slow = [db.fetch(statement, f"{still}-{statement.writes}") for statement in (READ, WRITE)]
+            await asyncio.sleep(2 * SOON + nodes.PROBE_SECONDS)
+            assert not db.nodes.still
+        assert [row for (row,) in await asyncio.gather(*slow)] == [f"{still}-False", f"{still}-True"]
+
+
+async def test_without_citus_nothing_is_probed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "NODE_OF_USER", "select")
+    pool = PoolWithNodes(database_url)
+    monkeypatch.setattr(pool, "apart", pytest.fail)
+    still = f"still{uuid4().hex}"
+    async for db in open_on(pool):
+        pool.is_citus = False
+        async with standing_still(database_url, still):
+            slow = db.fetch(READ, still)
+            await asyncio.sleep(3 * SOON)
+        assert await slow == (still,)
+
+
 async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = """
-        select array_agg(pg_temp.asked(name)) as users, array_agg(known + 1) as versions
-        from unnest($1::text[], $2::bigint[]) as watched (name, known)
-    """
-    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(asked, writes=False))
+    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(ASKED, writes=False, is_of_user=False))
     monkeypatch.setattr(changes, "WATCH_SECONDS", 0.01)
     told: dict[str, int] = {}
-    async for db in open_on(PoolWithNodeAway(database_url)):
+    async for db in open_on(PoolWithNodes(database_url)):
         monkeypatch.setattr(db.hub, "tell", lambda user, version, _: told.update({user: version}))
         monkeypatch.setattr(db.hub, "counters", {"here": 7, "away": 7, "here too": 8})
         watching = asyncio.create_task(changes.watch_counters(db))
         await eventually(lambda: asyncio.sleep(0, len(told) > 1))
         watching.cancel()
     assert told == {"here": 8, "here too": 9}
+
+
+@pytest.mark.usefixtures("nodes_of_users")
+async def test_streams_of_users_on_other_nodes_are_told_while_a_node_stands_still(
+    like_citus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(ASKED, writes=False, is_of_user=False))
+    monkeypatch.setattr(changes, "WATCH_SECONDS", 0.01)
+    told: dict[str, int] = {}
+    still = f"still{uuid4().hex}"
+    async for db in open_on(PoolWithNodes(like_citus)):
+        monkeypatch.setattr(db.hub, "tell", lambda user, version, _: told.update({user: version}))
+        monkeypatch.setattr(db.hub, "counters", {"here": 7, still: 7, "here-too": 8})
+        async with standing_still(like_citus, still):
+            watching = asyncio.create_task(changes.watch_counters(db))
+            await eventually(lambda: asyncio.sleep(0, len(told) > 1))
+            assert told == {"here": 8, "here-too": 9}
+        await eventually(lambda: asyncio.sleep(0, still in told))
+        watching.cancel()
 
 
 async def test_the_tables_are_such_as_citus_can_distribute(database_url: str) -> None:

@@ -206,6 +206,7 @@ def test_after_a_restore_to_a_point_in_time_no_number_means_anything_else(tmp_pa
         assert "Traceback" not in service.log.read_text()
 
 
+@pytest.mark.not_on("older", "the embedded PostgreSQL's pg_dump is newer, and its dumps are for servers as new")
 def test_a_dump_is_restored_as_the_documents_say(tmp_path: Path, database_url: str) -> None:
     found = {block.text.split()[0]: block.text for block in blocks("docs/operations.md", "sh")}
     with empty_database(database_url) as dumped, empty_database(database_url) as restored:

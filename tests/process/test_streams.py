@@ -312,7 +312,7 @@ def pgbouncer(url: str) -> Iterator[str]:
         file.write_text(PGBOUNCER.format(host=host.name, port=host.port, own=own, folder=folder))
         options = []
         if os.geteuid() == 0:  # it will not run as root
-            owner = Path(host.name).owner()
+            owner = Path(host.name).owner() if host.is_socket else "nobody"
             options = ["-u", owner]
             for path in (folder, file):
                 shutil.chown(path, owner)
