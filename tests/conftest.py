@@ -86,6 +86,7 @@ def pytest_configure() -> None:
     # the tests' own connections, behind a pooler that tracks no prepared statements
     if os.environ.get("DB_STATEMENT_CACHE") == "0":
         asyncpg.connect = partial(asyncpg.connect, statement_cache_size=0)  # type: ignore[assignment]  # overloads
+        psycopg.connect = partial(psycopg.connect, prepare_threshold=None)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
-"""Commands, signals, and a PostgreSQL that can be taken away: what the tests of whole processes share."""
+"""Commands, signals, a pooler, and a PostgreSQL that can be taken away: what the tests of whole processes share."""
 
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,8 +17,11 @@ from uuid import uuid4
 
 import httpx
 import psutil
+import psycopg
+import pytest
 
-from tests.conftest import SECRET, Served, make_token, service_environment
+from service.db.address import parse_address
+from tests.conftest import SECRET, Served, make_token, service_environment, wait_until
 
 with warnings.catch_warnings():
     # platformdirs warns, on import, that a server has no XDG_RUNTIME_DIR; nothing depends on it here
@@ -137,3 +143,59 @@ class Postgres:
         finally:
             for process in frozen:
                 process.resume()
+
+
+def free_port() -> int:
+    """Returns a port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+PGBOUNCER = """
+[databases]
+* = host={host} port={port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {own}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+ignore_startup_parameters = extra_float_digits,options
+logfile = {folder}/log
+"""
+
+
+@contextmanager
+def pgbouncer(url: str) -> Iterator[str]:
+    """Runs PgBouncer in front of the database, with three connections for all; yields the URL of the same database."""
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("needs pgbouncer")
+    address, own = parse_address(url), free_port()
+    host = address.hosts[0]
+    with own_folder() as folder:
+        file = folder / "pgbouncer.ini"
+        file.write_text(PGBOUNCER.format(host=host.name, port=host.port, own=own, folder=folder))
+        options = []
+        if os.geteuid() == 0:  # it will not run as root
+            owner = Path(host.name).owner() if host.is_socket else "nobody"
+            options = ["-u", owner]
+            for path in (folder, file):
+                shutil.chown(path, owner)
+        process = subprocess.Popen(["pgbouncer", *options, str(file)], stderr=subprocess.DEVNULL)
+        try:
+            through = f"postgresql://postgres@127.0.0.1:{own}/{address.database}"
+            wait_until(lambda: answers(through))
+            yield through
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with psycopg.connect(url, connect_timeout=1) as connection:
+            return connection.execute("select 1").fetchone() == (1,)
+    except psycopg.OperationalError:
+        return False

@@ -175,7 +175,8 @@ def connect(address: Address, **options: Any) -> psycopg.Connection[tuple[Any, .
             if path is not None:
                 os.environ.setdefault(name, path)
     defaults = {"connect_timeout": str(CONNECT_SECONDS), "application_name": "task-service migrate"}
-    return psycopg.connect(**defaults | address.for_libpq() | options)
+    # behind a pooler, the next transaction may have a session that lacks what this one has prepared
+    return psycopg.connect(prepare_threshold=None, **defaults | address.for_libpq() | options)
 
 
 @contextmanager

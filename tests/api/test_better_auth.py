@@ -1,7 +1,6 @@
 """With the real thing: users sign up and in at a Better Auth server, and a TypeScript client works on their tasks."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import pytest
 from service.db.address import parse_address
 from tests.conftest import ROOT, SECRET, Served, empty_database, make_token, serving, wait_until
 from tests.node import node_with
-from tests.processes import run_service, stop
+from tests.processes import free_port, run_service, stop
 
 pytestmark = pytest.mark.slow
 
@@ -100,12 +99,6 @@ class BetterAuth:
     def published(self) -> list[Any]:
         keys: list[Any] = httpx.get(self.url + "/api/auth/jwks").json()["keys"]
         return keys
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @dataclass

@@ -35,7 +35,7 @@ from service.db.pool import Pool
 from service.db.psql import NoPsql, best_psql
 from service.queries import tasks as queries
 from tests.conftest import make_settings, serving, wait_until
-from tests.processes import Client, Postgres, external, own_folder, pgexec, run_service
+from tests.processes import Client, Postgres, external, free_port, own_folder, pgexec, run_service
 
 # What it says ---------------------------------------------------------------------------------------------------------
 
@@ -192,12 +192,6 @@ class Server(NamedTuple):
 DATABASE = "my tasks/ü?#%@:+&="
 USER = "ü ser@x/:?#%+&="
 PASSWORD = PASSWORDS[0]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

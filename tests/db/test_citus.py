@@ -30,6 +30,8 @@ from tests.db.test_coalescer import WatchedPool, open_on
 from tests.db.test_sql import ARGUMENTS, CALLS, LOCK_TIMEOUT, OF_NO_USER, STATEMENTS, TABLES, WRITES, Filled, fill_for
 from tests.processes import external, run_service
 
+sessions = pytest.mark.not_on("pooler", "it needs sessions of its own, with settings and functions")
+
 
 def is_citus(url: str) -> bool:
     with psycopg.connect(url) as connection:
@@ -71,6 +73,7 @@ async def test_where_writes_commit_one_by_one_none_is_done_twice_when_another_fa
         assert b'"is_completed":true' in (after.task or b"")
 
 
+@sessions
 async def test_on_citus_a_write_goes_alone_and_reads_go_together(like_citus: str) -> None:
     pool = WatchedPool(like_citus)
     async for db in open_on(pool):
@@ -127,6 +130,7 @@ ASKED = """
 """
 
 
+@sessions
 async def test_a_node_that_is_away_concerns_its_own_users_only(like_citus: str) -> None:
     pool = PoolWithNodes(like_citus)
     async for db in open_on(pool):
@@ -143,6 +147,7 @@ async def test_a_node_that_is_away_concerns_its_own_users_only(like_citus: str) 
         assert len(pool._idle) == pool._open, "no connection was lost"
 
 
+@sessions
 async def test_whose_node_is_away_spoils_no_more_round_trips(like_citus: str) -> None:
     pool = PoolWithNodes(like_citus)
     async for db in open_on(pool):
@@ -180,6 +185,7 @@ async def standing_still(url: str, node: str) -> AsyncIterator[None]:
     await connection.close()
 
 
+@sessions
 @pytest.mark.usefixtures("nodes_of_users")
 async def test_a_node_that_stands_still_concerns_its_own_users_only(
     like_citus: str, caplog: pytest.LogCaptureFixture
@@ -211,6 +217,7 @@ async def test_a_node_that_stands_still_concerns_its_own_users_only(
     ]
 
 
+@sessions
 @pytest.mark.usefixtures("nodes_of_users")
 async def test_a_call_that_takes_long_on_a_node_that_answers_is_waited_for(
     like_citus: str, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +232,7 @@ async def test_a_call_that_takes_long_on_a_node_that_answers_is_waited_for(
         assert [row for (row,) in await asyncio.gather(*slow)] == [f"{still}-False", f"{still}-True"]
 
 
+@sessions
 async def test_without_citus_nothing_is_probed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "NODE_OF_USER", "select")
     pool = PoolWithNodes(database_url)
@@ -238,6 +246,7 @@ async def test_without_citus_nothing_is_probed(database_url: str, monkeypatch: p
         assert await slow == (still,)
 
 
+@sessions
 async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +262,7 @@ async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
     assert told == {"here": 8, "here too": 9}
 
 
+@sessions
 @pytest.mark.usefixtures("nodes_of_users")
 async def test_streams_of_users_on_other_nodes_are_told_while_a_node_stands_still(
     like_citus: str, monkeypatch: pytest.MonkeyPatch

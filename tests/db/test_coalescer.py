@@ -37,6 +37,9 @@ class WatchedPool(Pool):
 apart_on_citus = pytest.mark.not_on("citus", "it counts writes that share a round trip")
 
 
+by_session = pytest.mark.not_on("pooler", "it ends and counts sessions, or sets them up, which are the pooler's there")
+
+
 @pytest.fixture(scope="module")
 def url(database_url: str) -> Iterator[str]:
     """A database of these tests' own, since they close connections that others would miss."""
@@ -166,6 +169,7 @@ async def test_whoever_waits_for_a_connection_gets_the_next_one(url: str) -> Non
     await pool.close()
 
 
+@by_session
 async def test_connections_beyond_the_least_are_closed_when_idle(
     url: str, other_connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +292,7 @@ async def close_connections_in(state: str, connection: Any) -> None:
     await eventually(lambda: watched(connection, gone, closing))
 
 
+@by_session
 async def test_a_write_whose_connection_is_lost_is_not_repeated(
     db: Coalescer, pool: WatchedPool, other_connection: Any, user: User
 ) -> None:
@@ -305,6 +310,7 @@ async def test_a_write_whose_connection_is_lost_is_not_repeated(
     )
 
 
+@by_session
 async def test_a_read_whose_connection_is_lost_is_repeated_once(
     db: Coalescer, pool: WatchedPool, other_connection: Any, user: User
 ) -> None:
@@ -400,7 +406,7 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
 
 
 WRITER = """
-import asyncio, sys, time
+import asyncio, os, sys, time
 from service.queries import tasks as queries
 from service.db.address import parse_address
 from service.db.coalescer import Coalescer, waited
@@ -409,7 +415,7 @@ from service.models import TaskCreate, TaskUpdate
 
 async def main(url, prefix, order):
     users = [f"{prefix}-{number}" for number in range(20)][::order]
-    db = Coalescer(Pool(parse_address(url), 5, 15, 100))
+    db = Coalescer(Pool(parse_address(url), 5, 15, int(os.environ.get("DB_STATEMENT_CACHE", 100))))
     await db.open()
     waited.set([])
     ids = {user: TaskCreate(title="x") for user in users}
@@ -578,6 +584,7 @@ async def test_a_flood_of_many_users_is_served_in_turn_and_the_rest_refused(db: 
 SINCE_17 = pytest.mark.not_on("older", "it came with PostgreSQL 17")
 
 
+@by_session
 @pytest.mark.parametrize("limit", ["statement_timeout", pytest.param("transaction_timeout", marks=SINCE_17)])
 async def test_a_time_limit_of_the_database_stops_only_whom_it_is_meant_for(
     url: str, other_connection: Any, limit: str

@@ -640,6 +640,10 @@ async def meet(sessions: tuple[Any, Any], call: Answer, other: Answer, end: str 
     return await waiting
 
 
+by_pid = pytest.mark.not_on("pooler", "the pooler hides the server's process numbers")
+
+
+@by_pid
 async def test_an_update_that_waited_keeps_what_was_written_meanwhile(sessions: tuple[Any, Any], user: str) -> None:
     _, version, _ = await answer_to(sessions[0], create(user))
     update = change(user, "update", '{"description": "d"}')
@@ -648,6 +652,7 @@ async def test_an_update_that_waited_keeps_what_was_written_meanwhile(sessions: 
     assert {"title": "y", "description": "d", "version": version + 2}.items() <= json.loads(task).items()
 
 
+@by_pid
 async def test_if_match_is_compared_with_the_version_that_was_committed_meanwhile(
     sessions: tuple[Any, Any], user: str
 ) -> None:
@@ -658,6 +663,7 @@ async def test_if_match_is_compared_with_the_version_that_was_committed_meanwhil
     assert (await meet(sessions, update, if_match, "rollback"))[:2] == ("changed", version + 2)
 
 
+@by_pid
 @pytest.mark.parametrize("has_account", [True, False])
 async def test_of_two_creates_with_the_same_key_one_is_replayed(
     sessions: tuple[Any, Any], user: str, has_account: bool
@@ -674,6 +680,7 @@ async def test_of_two_creates_with_the_same_key_one_is_replayed(
     assert (await meet(sessions, first, second, "rollback"))[:2] == ("created", version + 1)
 
 
+@by_pid
 @pytest.mark.parametrize("has_account", [True, False])
 async def test_of_two_creates_with_the_same_id_one_finds_it_taken(
     sessions: tuple[Any, Any], user: str, has_account: bool
@@ -686,12 +693,14 @@ async def test_of_two_creates_with_the_same_id_one_finds_it_taken(
     assert found.counter == found.tasks[IDS[1]]["version"], "the one that failed has no number"
 
 
+@by_pid
 async def test_the_first_two_writes_of_a_user_have_two_numbers(sessions: tuple[Any, Any], user: str) -> None:
     _, version, _ = await meet(sessions, create(user, IDS[0]), create(user, IDS[1]))
     found = await stored(sessions[0], user)
     assert [found.tasks[task]["version"] for task in IDS[:2]] == [version - 1, version]
 
 
+@by_pid
 async def test_a_batch_that_waited_sees_what_was_committed_meanwhile(sessions: tuple[Any, Any], user: str) -> None:
     _, version, _ = await answer_to(sessions[0], create(user))
     assert await meet(sessions, change(user, "delete"), batch(user, "update")) == (None, ["not_found"], [None])
@@ -699,6 +708,7 @@ async def test_a_batch_that_waited_sees_what_was_committed_meanwhile(sessions: t
     assert await meet(sessions, batch(user, "delete"), change(user, "complete")) == ("not_found", None, None)
 
 
+@by_pid
 async def test_a_restore_or_a_purge_that_waited_finds_the_task_restored(sessions: tuple[Any, Any], user: str) -> None:
     await answer_to(sessions[0], create(user))
     for other, answer in (

@@ -25,9 +25,9 @@ from yoyo.migrations import default_migration_table
 from service.db import embedded
 from service.db import migrations as schema
 from service.db.address import Address, parse_address
-from service.db.migrations import FOLDER, Blocked, backend, known_migrations, migrate
+from service.db.migrations import FOLDER, Blocked, backend, connect, known_migrations, migrate
 from tests.conftest import ROOT, Served, empty_database, serving
-from tests.processes import Client, external, run_service
+from tests.processes import Client, external, pgbouncer, run_service
 
 pytestmark = pytest.mark.slow
 
@@ -258,6 +258,9 @@ def test_the_database_keeps_the_limits_too(database_url: str, values: dict[str, 
     assert violated == constraint
 
 
+by_pid = pytest.mark.not_on("pooler", "the pooler hides the server's process numbers")
+
+
 # Behind somebody's lock -----------------------------------------------------------------------------------------------
 
 
@@ -270,6 +273,7 @@ def pending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(schema, "FOLDER", tmp_path)
 
 
+@by_pid
 def test_a_migration_behind_an_open_transaction_holds_up_nobody_and_is_done_afterwards(
     empty: Address, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,6 +302,7 @@ def test_a_migration_behind_an_open_transaction_holds_up_nobody_and_is_done_afte
     assert holder in said
 
 
+@by_pid
 @pytest.mark.parametrize(
     "table", ["_yoyo_migration", "_yoyo_version", "_yoyo_log", "yoyo_lock", "task", "installed_functions"]
 )
@@ -320,6 +325,21 @@ def test_a_lock_that_stays_ends_in_a_message(
     assert migrate(empty) == (["9999-change"] if table != "installed_functions" else []), "that is looked at last"
 
 
+# Behind a pooler ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pooler_may_give_each_transaction_another_session(database_url: str) -> None:
+    with pgbouncer(database_url) as url, connect(parse_address(url), autocommit=True) as connection:
+        for _ in range(10):  # psycopg would prepare it at the fifth
+            connection.execute("select 1", ())
+        with psycopg.connect(url) as other:
+            other.execute("select 1")  # and has the session to itself
+            assert connection.execute("select 1", ()).fetchone() == (1,)
+
+
+by_user = pytest.mark.not_on("pooler", "a pooler may log everybody in as one user")
+
+
 # Rights ---------------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +358,7 @@ def external_to(address: Address) -> dict[str, str]:
     return external(f"postgresql://{address.user}@/{address.database}?host={quote(host.name)}&port={host.port}")
 
 
+@by_user
 def test_who_may_not_make_the_schema_is_told_so_and_the_message_helps(
     empty: Address, weak: Address, tmp_path: Path
 ) -> None:
@@ -356,6 +377,7 @@ def test_who_may_not_make_the_schema_is_told_so_and_the_message_helps(
     assert set(migrate(weak)) == known_migrations() | {"functions"}
 
 
+@by_user
 @pytest.mark.parametrize("granted", ["", "usage", "create"])
 def test_a_schema_that_somebody_else_has_made_needs_both_rights(empty: Address, weak: Address, granted: str) -> None:
     execute(empty, "create schema tasks")
@@ -456,6 +478,10 @@ def fill(address: Address) -> None:
     )
 
 
+by_session = pytest.mark.not_on("pooler", "the pooler's sessions began before the role's search_path was set")
+
+
+@by_session
 @pytest.mark.parametrize("has_neighbours", [False, True])
 @pytest.mark.parametrize("place", ["public", 'the "app"'])
 def test_a_database_of_before_is_moved_without_losing_a_row(
@@ -517,6 +543,7 @@ def test_two_that_move_a_database_at_once_are_safe(empty: Address) -> None:
     assert are_kept(before, rows(empty, "tasks"))
 
 
+@by_pid
 @pytest.mark.parametrize("table", OURS)
 def test_a_lock_leaves_all_of_it_where_it_was(empty: Address, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate_as_before(empty)

@@ -244,6 +244,20 @@ def test_a_function_s_file_opens_with_its_name_and_explains_each_parameter(name:
     assert not capitals(text), "keywords are in lower case"
 
 
+async def test_what_saves_one_task_and_what_saves_many_write_each_column_that_can_change(
+    connection: asyncpg.Connection,
+) -> None:
+    columns = await connection.fetchval("""
+        select array_agg(attname::text)
+        from pg_attribute
+        where attrelid = 'tasks.task'::regclass and attnum > 0 and not attisdropped and attgenerated = ''
+            and attname not in ('user_id', 'id', 'created_at')
+    """)
+    for name in ("save_task", "save_tasks"):
+        written = re.findall(r"^ +(?:set )?(\w+) = (?:p_wanted|w)\.\1\b", FUNCTIONS[name], re.MULTILINE)
+        assert sorted(written) == sorted(columns)
+
+
 async def test_the_database_has_these_functions_and_no_other(connection: asyncpg.Connection) -> None:
     found = await connection.fetch(
         """

@@ -26,8 +26,7 @@ from service.db.address import parse_address
 from service.db.migrations import migrate
 from tests.conftest import Served, empty_database, make_token, serving
 from tests.feed import Stream, apply, counter_in, erase_trash, task_texts, tasks_in
-from tests.process.test_streams import free_port
-from tests.processes import external, stop
+from tests.processes import external, free_port, stop
 
 pytestmark = pytest.mark.slow
 

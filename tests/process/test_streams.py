@@ -1,9 +1,7 @@
 """Streams through everything that stands between: nginx, PgBouncer, several workers, restarts, outages."""
 
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -15,22 +13,15 @@ from uuid import uuid4
 
 import httpx
 import psutil
-import psycopg
 import pytest
 
 from service.db.address import parse_address
 from service.db.migrations import migrate
 from tests.conftest import Served, serving, wait_until
 from tests.feed import Stream, apply, erase_trash, tasks_in
-from tests.processes import Client, Postgres, external, own_folder, stop
+from tests.processes import Client, Postgres, external, free_port, own_folder, pgbouncer, stop
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def create(client: Client, **fields: Any) -> dict[str, Any]:
@@ -284,54 +275,6 @@ def test_through_nginx(tmp_path: Path, database_url: str, options: str) -> None:
 
 
 # PgBouncer ------------------------------------------------------------------------------------------------------------
-
-PGBOUNCER = """
-[databases]
-* = host={host} port={port} user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {own}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 3
-ignore_startup_parameters = extra_float_digits,options
-logfile = {folder}/log
-"""
-
-
-@contextmanager
-def pgbouncer(url: str) -> Iterator[str]:
-    """Runs PgBouncer in front of the database, with three connections for all; yields the URL of the same database."""
-    if shutil.which("pgbouncer") is None:
-        pytest.skip("needs pgbouncer")
-    address, own = parse_address(url), free_port()
-    host = address.hosts[0]
-    with own_folder() as folder:
-        file = folder / "pgbouncer.ini"
-        file.write_text(PGBOUNCER.format(host=host.name, port=host.port, own=own, folder=folder))
-        options = []
-        if os.geteuid() == 0:  # it will not run as root
-            owner = Path(host.name).owner() if host.is_socket else "nobody"
-            options = ["-u", owner]
-            for path in (folder, file):
-                shutil.chown(path, owner)
-        process = subprocess.Popen(["pgbouncer", *options, str(file)], stderr=subprocess.DEVNULL)
-        try:
-            through = f"postgresql://postgres@127.0.0.1:{own}/{address.database}"
-            wait_until(lambda: answers(through))
-            yield through
-        finally:
-            process.kill()
-            process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with psycopg.connect(url, connect_timeout=1) as connection:
-            return connection.execute("select 1").fetchone() == (1,)
-    except psycopg.OperationalError:
-        return False
 
 
 def test_behind_pgbouncer_in_transaction_mode(tmp_path: Path, database_url: str) -> None:
