@@ -23,6 +23,7 @@ TITLES = {
     "large-user": "One user with 10,000 tasks lists them without a pause",
     "alone": "A request alone",
     "workers": "Several workers",
+    "citus": "One PostgreSQL against a Citus",
     "eddsa": "Tokens signed EdDSA against HS256",
     "fairness": "One user takes what can be had",
     "overload": "Twenty times as much as can be done",
@@ -81,6 +82,8 @@ def _line_up(stage: lineups.Stage, arguments: argparse.Namespace) -> lineups.Lin
             return lineups.eddsa(stage)
         case "workers":
             return lineups.workers(stage, arguments.workers)
+        case "citus":
+            return lineups.citus(stage, arguments.citus)
         case _:
             return lineups.standard(stage, ["service", *arguments.peers], arguments.connections[0], arguments.before)
 
@@ -129,12 +132,14 @@ def _arguments() -> argparse.Namespace:
     add("--alone", dest="mode", action="store_const", const="alone", help="the service and a plain fetchval")
     add("--eddsa", dest="mode", action="store_const", const="eddsa", help="the service with EdDSA tokens, and HS256")
     add("--workers", type=int, metavar="N", help="the service with N workers, and one")
+    add("--citus", metavar="URL", help="the service on this Citus, where `distribute` has run, and on one PostgreSQL")
     add("--soak", type=int, metavar="N", help="the service's memory over N requests")
     arguments = parser.parse_args()
     if len({folder.name for folder in arguments.before}) < len(arguments.before):
         parser.error("two folders of --before have the same name, and it is the row's")
-    if arguments.workers or arguments.soak:
-        arguments.mode = "workers" if arguments.workers else "soak"
+    for name in ("workers", "citus", "soak"):
+        if getattr(arguments, name):
+            arguments.mode = name
     arguments.only = arguments.only or (
         ["one", "list", "create"] if arguments.mode in ("big", "large-user", "fairness") else [*WORKLOADS]
     )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import UUID
 
 import jwt
@@ -131,25 +132,36 @@ def seed(server: Server, database: str, users: int, checkout: Path = ROOT) -> st
     with TemporaryDirectory() as folder:  # no .env of the developer's here
         command = [sys.executable, "-m", "service", "migrate"]
         subprocess.run(command, cwd=folder, env=environment_of_its_own(settings), check=True, capture_output=True)
-    values = {"first": FIRST_USER, "users": users, "each": TASKS_EACH}
-    with psycopg.connect(url) as connection:
-        connection.execute(SEED_ACCOUNTS, values)
-        connection.execute(SEED_TASKS, values)
+    fill(url, users)
     return url
+
+
+def fill(url: str, users: int) -> None:
+    """Adds so many users of 50 tasks each, unless they are there."""
+    values = {"first": FIRST_USER, "users": users, "each": TASKS_EACH}
+    with _connect(url) as connection:
+        if connection.execute("select from account where user_id = %s", (str(FIRST_USER),)).fetchone() is None:
+            connection.execute(SEED_ACCOUNTS, values)
+            connection.execute(SEED_TASKS, values)
+
+
+def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    # earlier versions of the service have no schema
+    return psycopg.connect(url, options="-c search_path=tasks,public", autocommit=True)
 
 
 def seed_user(url: str, user: str = LARGE_USER, tasks: int = LARGE_USER_TASKS, words: str = "") -> None:
     """Adds a user with very many tasks, each of which has these words."""
     title, description = words[:99].strip() or None, words[99:] or "One of very many"
     values = {"user": user, "tasks": tasks, "title": title, "description": description}
-    with psycopg.connect(url) as connection:
+    with _connect(url) as connection:
         connection.execute("insert into account (user_id, version) values (%s, %s)", (user, tasks))
         connection.execute(SEED_USER, values)
 
 
 def reset(url: str) -> None:
     """Brings the tables back to their size: removes what a workload created, and what its updates left behind."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    with _connect(url) as connection:
         connection.execute("delete from task where created_at >= %s", (SEEDED_UNTIL,))
         for table in ("change", "idempotency"):
             if connection.execute("select to_regclass(%s)", (table,)).fetchone() != (None,):

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
 
 from tests.bench import database
 from tests.bench.check import same_answers
@@ -170,3 +173,28 @@ def workers(stage: Stage, count: int) -> LineUp:
         f"{count} workers": stage.measuring(ground, several),
         "1 worker": stage.measuring(ground, stage.start("service", ground)),
     }
+
+
+def citus(stage: Stage, coordinator: str) -> LineUp:
+    """One PostgreSQL against a Citus, through its coordinator and its nodes asked directly; with 1 and 2 workers."""
+    with psycopg.connect(coordinator) as connection:
+        found = connection.execute(
+            "select node_name, node_port from citus_get_active_worker_nodes() order by 2"
+        ).fetchall()
+    parts = urlsplit(coordinator)
+    nodes = ",".join(f"{host}:{port}" for host, port in found)
+    user, has_user, _ = parts.netloc.rpartition("@")
+    direct = parts._replace(netloc=f"{user}{has_user}{nodes}", query="load_balance_hosts=random").geturl()
+    database.fill(coordinator, USERS)
+    own = stage.ground()
+    distributed = replace(own, server=None, url=coordinator)
+    line_up: LineUp = {}
+    for title, ground, url in (
+        ("one PostgreSQL", own, own.url),
+        ("the coordinator", distributed, coordinator),
+        ("the nodes directly", distributed, direct),
+    ):
+        for count in (1, 2):
+            service = stage.start("service", ground, DATABASE_URL=url, WEB_CONCURRENCY=str(count))
+            line_up[f"{title}, {count} worker{'s' if count > 1 else ''}"] = stage.measuring(ground, service)
+    return line_up

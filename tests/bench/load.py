@@ -49,7 +49,7 @@ MIX = {"one": 60, "list": 20, "create": 6, "complete": 7, "update": 7}
 class Ground:
     """What a measurement takes place on: a seeded database, and its users with their tokens."""
 
-    server: database.Server
+    server: database.Server | None  # None: one elsewhere, whose processes are not looked at
     url: str
     users: int
     users_file: Path
@@ -75,13 +75,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement; None is what cannot be known of pgbench."""
+    """One measurement; None is what cannot be known of pgbench, or of a database elsewhere."""
 
     speed: float  # requests per second
     p50: float | None  # milliseconds
     p99: float | None
     cpu: float | None  # CPU seconds per 1,000 requests, of the process
-    database_cpu: float  # and of PostgreSQL
+    database_cpu: float | None  # and of PostgreSQL
     memory: float | None  # MiB
 
 
@@ -100,8 +100,8 @@ def measure(
     """
     prepare(ground, peer)
     wrk(peer, workload, ground.users_file, connections, timing.warm_up, seed)
-    settle(peer.pid, ground.server.pid)  # wrk leaves in the middle of its last requests
-    cpu, database_cpu = cpu_seconds(peer.pid), cpu_seconds(ground.server.pid)
+    _settle(ground, peer)  # wrk leaves in the middle of its last requests
+    cpu, database_cpu = cpu_seconds(peer.pid), _database_cpu(ground)
     with meanwhile or nullcontext():
         answers = wrk(peer, workload, ground.users_file, connections, timing.measured, seed + 1)
     if not answers.requests:
@@ -111,16 +111,24 @@ def measure(
         p50=answers.p50,
         p99=answers.p99,
         cpu=(cpu_seconds(peer.pid) - cpu) * 1000 / answers.requests,
-        database_cpu=(cpu_seconds(ground.server.pid) - database_cpu) * 1000 / answers.requests,
+        database_cpu=(_database_cpu(ground) - database_cpu) * 1000 / answers.requests if ground.server else None,
         memory=memory_mib(peer.pid),
     )
 
 
 def prepare(ground: Ground, peer: Running) -> None:
     """Waits until nothing is left of the last load, and brings the tables back to their first size."""
-    settle(peer.pid, ground.server.pid)
+    _settle(ground, peer)
     database.reset(ground.url)
     os.truncate(peer.log, 0)  # a line a request fills a disk
+
+
+def _settle(ground: Ground, peer: Running) -> None:
+    settle(peer.pid, *([ground.server.pid] if ground.server else []))
+
+
+def _database_cpu(ground: Ground) -> float:
+    return cpu_seconds(ground.server.pid) if ground.server else 0.0
 
 
 def wrk(peer: Running, workload: str, users: Path, connections: int, seconds: int, seed: int) -> Answers:
@@ -156,6 +164,7 @@ def busy_loop() -> Iterator[None]:
 
 def pgbench(ground: Ground, workload: str, folder: Path, seconds: int) -> Sample:
     """Measures the same workload with PostgreSQL alone: the service's own statements, prepared, without a server."""
+    assert ground.server is not None
     settle(ground.server.pid)
     database.reset(ground.url)
     parts = MIX if workload == "mix" else {workload: 1}
