@@ -47,7 +47,8 @@ def main() -> None:
             server = stack.enter_context(database.running(Path(folder) / "postgres"))
             stage = lineups.Stage(stack, server, Path(folder), Timing(arguments.warm_up, arguments.seconds))
             result = _result(stage, arguments)
-            text = f"# {TITLES[arguments.mode]}\n\n{report.conditions(server, names, NOTES)}\n\n{result}"
+            notes = [lineups.citus_version(arguments.citus), *NOTES] if arguments.citus else NOTES
+            text = f"# {TITLES[arguments.mode]}\n\n{report.conditions(server, names, notes)}\n\n{result}"
     except Failure as failure:
         sys.exit(str(failure))
     except KeyboardInterrupt:

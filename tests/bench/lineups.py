@@ -198,3 +198,13 @@ def citus(stage: Stage, coordinator: str) -> LineUp:
             service = stage.start("service", ground, DATABASE_URL=url, WEB_CONCURRENCY=str(count))
             line_up[f"{title}, {count} worker{'s' if count > 1 else ''}"] = stage.measuring(ground, service)
     return line_up
+
+
+def citus_version(coordinator: str) -> str:
+    """Returns what the Citus is, for the conditions."""
+    with psycopg.connect(coordinator) as connection:
+        found = connection.execute(
+            "select citus_version(), current_setting('server_version'), count(*) from pg_dist_node"
+        )
+        version, server_version, nodes = found.fetchone() or ("", "", 0)
+    return f"{version.split(' on ')[0]}, PostgreSQL {server_version.split()[0]}, {nodes} nodes"
