@@ -292,6 +292,12 @@ async def test_the_tables_are_such_as_citus_can_distribute(database_url: str) ->
         """)
         assert {row["table"] for row in types} >= {f"tasks.{table}" for table in TABLES}
         assert {row["type"] for row in types} == {"text"}, "by a domain Citus finds nothing"
+        keyless = await connection.fetch("""
+            select relname from pg_class
+            where relnamespace = 'tasks'::regnamespace and relkind in ('r', 'p')
+                and not exists (select from pg_index where indrelid = pg_class.oid and indisprimary)
+        """)
+        assert not keyless, "Citus moves rows to another node by their keys"
         checks = await connection.fetch("""
             select conname, pg_get_constraintdef(oid) as text
             from pg_constraint

@@ -1,0 +1,1 @@
+alter table tasks.number_floor drop constraint number_floor_pkey;
