@@ -262,7 +262,7 @@ class _RoundTrip:
             self.scheduler.release(queue)
 
 
-FIND_NODE = Statement(NODE_OF_USER, writes=False)
+FIND_NODE = Statement(NODE_OF_USER, writes=False, is_of_user=False)
 
 
 class Coalescer:
@@ -305,27 +305,33 @@ class Coalescer:
         """
         if self.nodes.still and statement.is_of_user:
             return self._loop.create_task(self._fetch_if_node_answers(statement, arguments))
-        return self._enqueue(statement, arguments)
+        # a statement that is not about one user has a queue of its own
+        user = arguments[0] if statement.is_of_user else statement
+        return self._enqueue(user, statement, arguments, time.monotonic())
 
     async def reachable(self, users: Collection[str]) -> Collection[str]:
-        """Returns the users whose node does not stand still."""
+        """Returns the users whose node does not stand still. Raises Unavailable."""
         if not self.nodes.still:
             return users
         nodes = await self.nodes.of(users)
         return [user for user in users if nodes[user] not in self.nodes.still]
 
     async def _fetch_if_node_answers(self, statement: Statement, arguments: tuple[Any, ...]) -> Any:
-        (node,) = await self._enqueue(FIND_NODE, arguments[:1])
+        user, started = arguments[0], time.monotonic()
+        if (node := self.nodes.of_users.get(user)) is None:
+            # in a queue of its own: it waits for no call of the user's, and says nothing of what they cost
+            (node,) = await self._enqueue((FIND_NODE, user), FIND_NODE, (user,), started)
+            self.nodes.remember(user, node)
         if node in self.nodes.still:
             raise NodeUnavailable(f"it stands still: {node}")
-        return await self._enqueue(statement, arguments)
+        return await self._enqueue(user, statement, arguments, started)
 
-    def _enqueue(self, statement: Statement, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
+    def _enqueue(
+        self, user: Any, statement: Statement, arguments: tuple[Any, ...], started: float
+    ) -> asyncio.Future[Any]:
         scheduler = self._schedulers[statement.writes]
-        # a statement that is not about one user has a queue of its own
-        user = arguments[0] if statement.is_of_user else statement
         queue = scheduler.queues.get(user) or scheduler.new_queue(user)
-        call = _Call(queue, statement, arguments, self._loop.create_future(), time.monotonic(), waited.get())
+        call = _Call(queue, statement, arguments, self._loop.create_future(), started, waited.get())
         if (queue.is_in_flight or queue.cost > CHEAP) and scheduler.expected_wait(queue) > LONGEST_WAIT:
             call.reject(TOO_LATE, Overloaded)
             if not queue.calls and not queue.is_in_flight:
@@ -460,8 +466,8 @@ class Coalescer:
         is_done = all(call.result.done() for call in trip.calls)
         is_read = not trip.statement.writes
         trip.checks += 1
-        if trip.checks == SUSPICIOUS and trip.statement.is_of_user:
-            self.nodes.suspect({call.queue.user for call in trip.calls})
+        if trip.checks == SUSPICIOUS:
+            self.nodes.suspect({user for call in trip.calls for user in _users(call)})
         if not is_done and not (is_read and trip.lane != SLOW and trip.checks * LOOK > trip.time_limit()):
             return
         if is_read and len(trip.calls) == 1 and self._last_success > trip.started:
@@ -472,13 +478,23 @@ class Coalescer:
             trip.requeue()
 
     async def _reject_still(self) -> None:
-        """Rejects the calls for users whose node stands still, those in flight too."""
-        queues = [queue for each in self._schedulers for queue in each.queues.values() if isinstance(queue.user, str)]
-        reachable = set(await self.reachable({queue.user for queue in queues}))
-        in_flight = [call for trip in self._round_trips for call in trip.calls]
-        for call in [*in_flight, *(call for queue in queues for call in queue.calls)]:
-            if isinstance(call.queue.user, str) and call.queue.user not in reachable:
+        """Rejects the calls for users whose node stands still, those in flight too. Raises Unavailable."""
+        calls = [call for each in self._schedulers for queue in each.queues.values() for call in queue.calls]
+        calls += [call for trip in self._round_trips for call in trip.calls]
+        users = {user for call in calls for user in _users(call)}
+        # calls that come meanwhile ask by themselves
+        unreachable = users.difference(await self.reachable(users))
+        for call in calls:
+            if not unreachable.isdisjoint(_users(call)):
                 call.reject("its node stands still", NodeUnavailable)
+
+
+def _users(call: _Call) -> list[str]:
+    """Returns the users whom the call is about."""
+    first = call.arguments[0] if call.arguments else None
+    if isinstance(first, str):
+        return [first] if call.statement.is_of_user else []
+    return first if isinstance(first, list) else []
 
 
 def _position(ready: deque[_UserQueue]) -> int:

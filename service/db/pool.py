@@ -138,7 +138,7 @@ class Pool:
         try:
             connection = await self._new_connection()
             yield connection
-        except (*LOST, asyncpg.PostgresError) as error:
+        except Exception as error:
             raise Unavailable(_explain(error)) from None
         finally:
             if connection is not None:

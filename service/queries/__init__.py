@@ -1,4 +1,4 @@
-"""The query module: each statement of `sql/` has one function here, and no other code runs SQL.
+"""The query module: each statement of `sql/` has one function here, and no other code runs SQL on the tables.
 
 JSON comes back as the bytes that PostgreSQL made. Every function raises db.pool.Unavailable when the database does not
 answer in time; a write that raises it may or may not have happened.

@@ -45,17 +45,21 @@ async def watch_counters(db: Coalescer) -> None:
         await asyncio.sleep(WATCH_SECONDS)
         if db.hub.counters:
             waited.set([])
-            known = db.hub.counters.copy()
             try:
-                known = {user_id: known[user_id] for user_id in await db.reachable(known)}
-                await _look(db, known)
-            except NodeUnavailable:  # who is on another node is told nevertheless
-                ones = ({user_id: version} for user_id, version in known.items())
-                await asyncio.gather(*(_look(db, one) for one in ones), return_exceptions=True)
-            except Unavailable:  # whoever waits for a change of this second gets it in a later one
-                db.nodes.suspect(known)
+                await _look_at_all(db, db.hub.counters.copy())
+            except Unavailable:
+                continue  # whoever waits for a change of this second gets it in a later one
             except Exception:  # nobody would find out that this has ended
                 logger.exception("the counters could not be read")
+
+
+async def _look_at_all(db: Coalescer, counters: dict[str, int]) -> None:
+    known = {user_id: counters[user_id] for user_id in await db.reachable(counters)}
+    try:
+        await _look(db, known)
+    except NodeUnavailable:  # who is on another node is told nevertheless
+        ones = ({user_id: known[user_id]} for user_id in await db.reachable(known))
+        await asyncio.gather(*(_look(db, one) for one in ones), return_exceptions=True)
 
 
 async def _look(db: Coalescer, known: dict[str, int]) -> None:

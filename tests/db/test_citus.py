@@ -91,13 +91,13 @@ async def test_until_it_is_known_whether_it_is_citus_a_write_goes_alone(database
 
 # A node that is away, as Citus says it: on a connection that stays open, with the same error. One that stands still:
 # nobody gets its lock.
-NODES = """
+NODES = r"""
     create function pg_temp.asked(name text) returns text language plpgsql as $$
     begin
         if name like 'away%' then
             raise exception 'connection to the remote node postgres@10.0.0.1:5432 failed' using errcode = '08006';
         elsif name like 'still%' then
-            perform pg_advisory_xact_lock_shared(hashtext(split_part(name, '-', 1)));
+            perform pg_advisory_xact_lock_shared(hashtext(substring(name, '^\w+')));
         end if;
         return name;
     end
@@ -169,7 +169,7 @@ def nodes_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has each user on a node of the same name."""
     node_of_user = "select split_part($1, '-', 1) || ':5432' as node"
     monkeypatch.setattr(nodes, "NODE_OF_USER", node_of_user)
-    monkeypatch.setattr(coalescer, "FIND_NODE", Statement(node_of_user, writes=False))
+    monkeypatch.setattr(coalescer, "FIND_NODE", Statement(node_of_user, writes=False, is_of_user=False))
     monkeypatch.setattr(nodes, "PROBE", "select pg_temp.asked($1)")
 
 
@@ -213,8 +213,25 @@ async def test_a_node_that_stands_still_concerns_its_own_users_only(
         assert await db.fetch(READ, f"{still}-new") == (f"{still}-new",)
     assert [record.getMessage() for record in caplog.records if record.name == nodes.logger.name] == [
         f"a node of the database stands still, its users get a 503: {still}:5432",
-        f"the database's node answers again: {still}:5432",
+        f"the database's node stands still no longer: {still}:5432",
     ]
+
+
+@sessions
+@pytest.mark.usefixtures("nodes_of_users")
+async def test_whoever_comes_while_a_node_is_found_to_stand_still_is_answered(like_citus: str) -> None:
+    still = f"still{uuid4().hex}"
+    async for db in open_on(PoolWithNodes(like_citus)):
+        async with standing_still(like_citus, still):
+            calls = [db.fetch(statement, f"{still}-{statement.writes}") for statement in (READ, WRITE)]
+            names: list[str] = []
+            while not all(call.done() for call in calls[:2]):
+                names.append(f"here-{len(names)}")
+                calls.append(db.fetch((READ, WRITE)[len(names) % 2], names[-1]))
+                await asyncio.sleep(0.002)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(answer) for answer in answers[:2]] == [NodeUnavailable] * 2
+            assert answers[2:] == [(name,) for name in names]
 
 
 @sessions
@@ -227,7 +244,7 @@ async def test_a_call_that_takes_long_on_a_node_that_answers_is_waited_for(
     async for db in open_on(PoolWithNodes(like_citus)):
         async with standing_still(like_citus, still):
             slow = [db.fetch(statement, f"{still}-{statement.writes}") for statement in (READ, WRITE)]
-            await asyncio.sleep(2 * SOON + nodes.PROBE_SECONDS)
+            await asyncio.sleep(2 * SOON + nodes.PROBE_LOOKS * nodes.LOOK_SECONDS)
             assert not db.nodes.still
         assert [row for (row,) in await asyncio.gather(*slow)] == [f"{still}-False", f"{still}-True"]
 

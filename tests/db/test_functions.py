@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.db.address import parse_address
+from service.db.migrations import migrate
 from service.models import NEEDS, Task, TaskCreate
 from service.queries import changes, planning, purge
 from service.queries import tasks as queries
 from service.recurrence import canonical_rule, next_due, successor_id
-from tests.conftest import eventually, is_blocked
+from tests.conftest import empty_database, eventually, is_blocked
 
 Json = dict[str, Any]
 Answer = tuple[Any, ...]
@@ -638,6 +640,38 @@ async def meet(sessions: tuple[Any, Any], call: Answer, other: Answer, end: str 
     await eventually(lambda: is_blocked(first, second.get_server_pid()))
     await first.execute(end)
     return await waiting
+
+
+async def test_an_undo_looks_each_task_up_also_with_a_plan_from_when_there_were_few(database_url: str) -> None:
+    with empty_database(database_url) as url:
+        migrate(parse_address(url))
+        connection: Any = await asyncpg.connect(url)
+        await connection.execute("alter table tasks.task set (autovacuum_enabled = off)")
+        insert = """
+            insert into tasks.task (user_id, id, title, version, tags)
+            select 'anna', gen_random_uuid(), 'x', 1, array[$1::text] from generate_series(1, $2::int)
+        """
+        await connection.execute("insert into tasks.account values ('anna', 1, 1)")
+        await connection.execute(insert, "few", 3)
+        await connection.execute("vacuum analyze tasks.task")
+        for _ in range(8):  # from the sixth on, plpgsql keeps the plan
+            assert await renamed_and_undone(connection, "few") == 3
+        await connection.execute(insert, "many", 1000)
+        async with connection.transaction():
+            assert await renamed_and_undone(connection, "many") == 1000
+            read = await connection.fetchval(
+                "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'task'"
+            )
+        await connection.close()
+    assert read < 10 * 1003
+
+
+async def renamed_and_undone(connection: Any, tag: str) -> int:
+    """Renames the tag in all of anna's tasks, and takes it back; returns how many the undo has changed."""
+    version = await connection.fetchval("select version from tasks.rename_tag('anna', '5s', $1, 'another')", tag)
+    undone = "select json_array_length(tasks) from tasks.undo_change('anna', '5s', $1)"
+    number: int = await connection.fetchval(undone, version)
+    return number
 
 
 by_pid = pytest.mark.not_on("pooler", "the pooler hides the server's process numbers")
