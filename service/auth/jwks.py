@@ -94,7 +94,7 @@ class PublishedKeys:
         All callers share one fetch at a time. A search that finds no new key pauses further ones.
         """
         while self.by_id is None or key_id not in self.by_id:
-            if self._fetching is None and self.seconds_until_search() > 0:
+            if self._under_way() is None and self.seconds_until_search() > 0:
                 return
             await self._fetch(in_search=True)
 
@@ -108,14 +108,13 @@ class PublishedKeys:
             await asyncio.sleep(PAUSE_SECONDS if self._failure else FRESH_SECONDS)
 
     async def _fetch(self, in_search: bool) -> None:
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(self._refresh(in_search))
-            self._fetching.add_done_callback(self._fetched)
+        fetching = self._fetching = self._under_way() or asyncio.create_task(self._refresh(in_search))
         # the fetch is shared: one caller's cancellation must not cancel it
-        await asyncio.shield(self._fetching)
+        await asyncio.shield(fetching)
 
-    def _fetched(self, _: asyncio.Task[None]) -> None:
-        self._fetching = None
+    def _under_way(self) -> asyncio.Task[None] | None:
+        """Returns the fetch that is not done: to await one that is lets nobody else run, and would be done for ever."""
+        return None if self._fetching is None or self._fetching.done() else self._fetching
 
     async def _refresh(self, in_search: bool) -> None:
         try:

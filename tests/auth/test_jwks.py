@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -363,6 +364,31 @@ async def test_a_key_that_comes_during_a_fetch_is_found(service: Service, publis
 
 async def is_true(condition: Callable[[], bool]) -> bool:
     return condition()
+
+
+async def test_who_looks_for_a_key_in_the_very_moment_when_a_fetch_ends_stops_nobody(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(settings) as service:
+        published = service.app.state.tokens.published
+        download, fetch = published._download, published._fetch
+        looking, fetches = [], count()
+
+        async def downloaded() -> Any:
+            body = await download()
+            looking.append(
+                asyncio.create_task(published.look_for("unknown"))
+            )  # runs before anything the fetch calls back
+            return body
+
+        async def fetched(in_search: bool) -> None:
+            assert next(fetches) < 100, "it goes on for ever"
+            await fetch(in_search)
+
+        monkeypatch.setattr(published, "_download", downloaded)
+        monkeypatch.setattr(published, "_fetch", fetched)
+        await published._fetch(in_search=False)
+        await looking[0]
 
 
 async def test_old_keys_are_fetched_again_and_one_that_is_gone_counts_no_longer(
