@@ -47,7 +47,7 @@ class RateLimit:
         is_allowed = window.used + cost <= self._rate.requests
         if is_allowed:
             window.used += cost
-        seconds = math.ceil(window.ends - now)
+        seconds = min(math.ceil(window.ends - now), self._rate.seconds)  # the sum in `ends` may have been rounded up
         left = (b"ratelimit", b'"default";r=%d;t=%d' % (self._rate.requests - window.used, seconds))
         headers: Headers = [self._policy, left]
         scope["rate_limit_headers"] = headers

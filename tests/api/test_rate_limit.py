@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Rate, Settings
+from service.web import limit
 from service.web.errors import Problem
 from service.web.limit import RateLimit
 from tests.conftest import ADDRESS, ORIGIN, User, make_settings
@@ -64,6 +66,20 @@ async def test_the_limit_is_reached_and_not_passed(limited: Limited) -> None:
         assert "Retry-After" not in answers[2].headers
         assert answers[3].headers["Cache-Control"] == "private, no-cache"
         assert (await other.call("GET")).status_code == 200, "another user has a limit of their own"
+
+
+async def test_the_time_that_is_told_is_never_longer_than_the_window(
+    limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 31768.00000000001
+    assert (now + 3600) - now > 3600, "as floating-point numbers have it"
+    async with limited("1/hour") as users:
+        user = users()
+        with monkeypatch.context() as patch:
+            patch.setattr(limit, "time", SimpleNamespace(monotonic=lambda: now))
+            answers = [await user.call("GET") for _ in range(2)]
+        assert [told(answer)[3] for answer in answers] == [3600, 3600]
+        assert answers[1].headers["Retry-After"] == "3600"
 
 
 async def test_when_the_time_is_up_everything_is_allowed_again(limited: Limited) -> None:
