@@ -64,6 +64,7 @@ DECAY = 8  # a queue's cost falls at most by this factor a call, so that alterna
 SOON = 0.4  # seconds
 RETRY_SECONDS = 0.1  # SOON for a call that is retried alone: most only shared a round trip with the failing one
 DEADLINE = 4.5  # seconds from a call to its result
+ANSWER_SECONDS = 0.2  # of these, for the database to say that a lock was not to be had: else nobody knows what was done
 LONGEST_WAIT = 3.0  # seconds; a call that would be queued for longer is rejected
 LOOK = 0.05  # seconds between two checks for what takes long
 SUSPICIOUS = round(SOON / LOOK)  # checks of one round trip: on Citus a node may stand still
@@ -246,7 +247,7 @@ class _RoundTrip:
     def time_limit(self) -> float:
         """Returns how many seconds it may take."""
         if self.lane == SLOW:
-            return self.calls[0].started + DEADLINE - self.started
+            return self.calls[0].started + DEADLINE - ANSWER_SECONDS - self.started
         return RETRY_SECONDS if self.calls[0].is_retry else SOON
 
     def requeue(self) -> None:

@@ -396,10 +396,11 @@ async def test_a_write_that_waits_in_vain_ends_and_does_nothing(
     db: Coalescer, other_connection: Any, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.db.coalescer.DEADLINE", 1)
+    monkeypatch.setattr("service.db.coalescer.LOOK", 0.001)
     await queries.insert_task(db, user.id, new_task())
     async with other_connection.transaction():
         await other_connection.execute("select from tasks.account where user_id = $1 for update", user.id)
-        with pytest.raises(Unavailable, match=r"somebody holds a lock|no answer in time"):
+        with pytest.raises(Unavailable, match="somebody holds a lock"):  # and not that nobody knows what was done
             await queries.insert_task(db, user.id, new_task("in vain"))
         await eventually(lambda: watched(other_connection, f"select count(*) = 0 {OURS} and wait_event_type = 'Lock'"))
     assert b"in vain" not in ((await queries.list_tasks(db, user.id)).tasks or b"")
