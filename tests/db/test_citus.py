@@ -178,10 +178,11 @@ async def answers_again(db: Coalescer) -> bool:
 
 
 @asynccontextmanager
-async def standing_still(url: str, node: str) -> AsyncIterator[None]:
+async def standing_still(url: str, node: str) -> AsyncIterator[Any]:
+    """Has the node stand still; yields the connection that does it, until it is closed."""
     connection: Any = await asyncpg.connect(url)
     await connection.execute("select pg_advisory_lock(hashtext($1))", node)
-    yield
+    yield connection
     await connection.close()
 
 
@@ -263,19 +264,28 @@ async def test_without_citus_nothing_is_probed(database_url: str, monkeypatch: p
         assert await slow == (still,)
 
 
+@asynccontextmanager
+async def watching(
+    url: str, monkeypatch: pytest.MonkeyPatch, counters: dict[str, int]
+) -> AsyncIterator[dict[str, int]]:
+    """Has the counters of these users watched, each of which has gone up by one; yields those that are told."""
+    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(ASKED, writes=False, is_of_user=False))
+    monkeypatch.setattr(changes, "WATCH_SECONDS", 0.01)
+    told: dict[str, int] = {}
+    async for db in open_on(PoolWithNodes(url)):
+        monkeypatch.setattr(db.hub, "tell", lambda user, version, _: told.update({user: version}))
+        monkeypatch.setattr(db.hub, "counters", counters)
+        watch = asyncio.create_task(changes.watch_counters(db))
+        yield told
+        watch.cancel()
+
+
 @sessions
 async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(ASKED, writes=False, is_of_user=False))
-    monkeypatch.setattr(changes, "WATCH_SECONDS", 0.01)
-    told: dict[str, int] = {}
-    async for db in open_on(PoolWithNodes(database_url)):
-        monkeypatch.setattr(db.hub, "tell", lambda user, version, _: told.update({user: version}))
-        monkeypatch.setattr(db.hub, "counters", {"here": 7, "away": 7, "here too": 8})
-        watching = asyncio.create_task(changes.watch_counters(db))
+    async with watching(database_url, monkeypatch, {"here": 7, "away": 7, "here too": 8}) as told:
         await eventually(lambda: asyncio.sleep(0, len(told) > 1))
-        watching.cancel()
     assert told == {"here": 8, "here too": 9}
 
 
@@ -284,19 +294,15 @@ async def test_streams_of_users_on_other_nodes_are_told_while_a_node_is_away(
 async def test_streams_of_users_on_other_nodes_are_told_while_a_node_stands_still(
     like_citus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes, "CHANGE_COUNTERS", Statement(ASKED, writes=False, is_of_user=False))
-    monkeypatch.setattr(changes, "WATCH_SECONDS", 0.01)
-    told: dict[str, int] = {}
     still = f"still{uuid4().hex}"
-    async for db in open_on(PoolWithNodes(like_citus)):
-        monkeypatch.setattr(db.hub, "tell", lambda user, version, _: told.update({user: version}))
-        monkeypatch.setattr(db.hub, "counters", {"here": 7, still: 7, "here-too": 8})
-        async with standing_still(like_citus, still):
-            watching = asyncio.create_task(changes.watch_counters(db))
-            await eventually(lambda: asyncio.sleep(0, len(told) > 1))
-            assert told == {"here": 8, "here-too": 9}
+    async with (
+        standing_still(like_citus, still) as node,
+        watching(like_citus, monkeypatch, {"here": 7, still: 7, "here-too": 8}) as told,
+    ):
+        await eventually(lambda: asyncio.sleep(0, len(told) > 1))
+        assert told == {"here": 8, "here-too": 9}
+        await node.close()
         await eventually(lambda: asyncio.sleep(0, still in told))
-        watching.cancel()
 
 
 async def test_the_tables_are_such_as_citus_can_distribute(database_url: str) -> None:
