@@ -65,10 +65,10 @@ class CannotStart(Exception):
     """The server or a worker fails before it serves; the message is for the user."""
 
 
-def end_on_signals() -> None:
-    """Makes Ctrl+C, SIGTERM and a closed terminal exit cleanly: `with` blocks are left, the status is 0."""
+def end_on_signals(end: Callable[[int], object] = sys.exit) -> None:
+    """Makes Ctrl+C, SIGTERM and a closed terminal exit with status 0; by sys.exit, `with` blocks are left."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, lambda *_: end(0))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # uvicorn does not handle it
 
@@ -257,7 +257,9 @@ class _Worker:
 def _work(
     create_app: CreateApp, listener: socket.socket, heartbeats: Connection, snapshots: socket.socket | None
 ) -> None:
-    end_on_signals()
+    # At once: there is nothing to leave before uvicorn handles signals, nor after. An exception between any two
+    # instructions of a start would be told in the log.
+    end_on_signals(os._exit)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     os.set_blocking(heartbeats.fileno(), False)
     try:

@@ -165,6 +165,23 @@ def test_a_signal_for_all_processes_at_once_is_no_other_end(
         assert service.log.read_text() == ""
 
 
+ENDED_EARLY = """
+import os, signal, socket
+from multiprocessing import Pipe
+import uvicorn.server
+from service.web import server
+
+uvicorn.server.asyncio_run = lambda coroutine, **options: os.kill(os.getpid(), signal.SIGTERM)
+server._work(None, socket.socket(), Pipe(duplex=False)[1], None)
+"""
+
+
+def test_a_worker_that_is_ended_in_the_middle_of_its_start_says_nothing(database_url: str) -> None:
+    command, environment = [sys.executable, "-c", ENDED_EARLY], service_environment(**external(database_url))
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 def test_a_service_that_is_to_outlive_its_terminal_does(tmp_path: Path, database_url: str) -> None:
     command = ["nohup", sys.executable, "-m", "service"]
     environment = service_environment(**external(database_url), PORT="0")
