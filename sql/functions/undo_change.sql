@@ -36,8 +36,8 @@ begin
         outcome := 'not_found';
         return;
     end if;
-    outcome := 'too_old'; -- when there are no rows: lost with what a backup lacks
     if p_version <= account.history_floor then
+        outcome := 'too_old';
         return;
     end if;
 
@@ -56,7 +56,6 @@ begin
             outcome := 'too_old';
             return;
         end if;
-        outcome := 'unchanged';
         before := done.task;
         now_fields := to_jsonb(before);
         moment := greatest(clock_timestamp(), before.updated_at + interval '1 microsecond');
@@ -126,9 +125,11 @@ begin
         end if;
     end loop;
 
-    if outcome = 'too_old' then
+    if not found then -- lost with what a backup lacks
+        outcome := 'too_old';
         return;
     end if;
+    outcome := 'unchanged';
     tasks := '[]';
     if all_conflicts <> '[]' then
         outcome := 'conflict';
